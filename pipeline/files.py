@@ -1,0 +1,86 @@
+"""Files that are either whole or absent: written beside their place, then renamed."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.errors import OutputError
+
+PART_SUFFIX = ".part"
+
+
+def part_path(path: Path) -> Path:
+    """Return the name under which `path` is written before it is whole."""
+    return path.with_name(path.name + PART_SUFFIX)
+
+
+@contextmanager
+def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file that takes the name `path` only when the block ends without an error.
+
+    Parameters
+    ----------
+    path : Path
+        Where the file shall be; its folder is made if it is missing.
+    mode : {"wb", "w"}
+        Text is written as UTF-8 with Unix line ends.
+
+    Raises
+    ------
+    OutputError
+        If the folder or the file cannot be written: no permission, or the disk is full.
+    """
+    part = part_path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def require_writable(*paths: Path) -> None:
+    """Refuse to begin long work whose results could not be written in the end.
+
+    Raises
+    ------
+    OutputError
+        If a file could not be made beside one of `paths`.
+    """
+    for path in paths:
+        probe = part_path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """Return the error that says why `path` could not be written, and what helps."""
+    return OutputError(
+        f"{path}: cannot be written ({error.strerror or error}); nothing was left half-written: "
+        "make the folder writable or free some space, then run again"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with whole_file(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path` as indented JSON, keys in the order given."""
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,150 @@
+"""params.yaml, read strictly: an unknown key or a wrong value is refused by name.
+
+Each stage owns the type of its section and reads that section alone, so that a change to one
+stage's section never touches another stage.
+"""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline import paths
+from pipeline.errors import ParamsError
+
+SECTIONS = ("run", "datasets", "variants", "preprocess", "train", "evaluate", "report")
+DATASET_KEYS = ("classes", "download", "preprocess", "train")
+# Names become file names and stage names, so they may neither leave a folder nor need quoting.
+NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+
+T = TypeVar("T")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the remedy for an unknown `name`: the nearest known one, or all of them."""
+    known = [str(each) for each in known]
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(known))}"
+
+
+class Section(BaseModel):
+    """A part of params.yaml: typed, immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, content: Any) -> Any:
+        if isinstance(content, dict):
+            for key in content:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r}; {nearest(str(key), cls.model_fields)}")
+        return content
+
+
+class Params:
+    """The content of a params.yaml, read part by part.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    ParamsError
+        If the file cannot be read or parsed, or holds an unknown section, an unknown key of a
+        data set, or a name that is not made of lower-case letters, digits and underscores.
+    """
+
+    def __init__(self, path: Path = paths.PARAMS) -> None:
+        self.path = path
+        try:
+            # As DVC reads it: YAML 1.2, where 1e-3 is a number.
+            content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ParamsError(f"{path}: cannot be read ({error}); run from the root") from error
+        except YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise ParamsError(f"{path}: is not valid YAML: {reason}") from error
+        self.content = _table(content, str(path))
+        self._refuse_unknown(self.content, SECTIONS, "")
+        for table in ("datasets", "variants"):
+            for name in _table(self.content.get(table, {}), f"{path}: {table}"):
+                if not NAME.fullmatch(str(name)):
+                    raise ParamsError(
+                        f"{path}: {table}.{name}: a name has lower-case letters, digits and "
+                        "underscores, and starts with a letter or digit"
+                    )
+        for name, row in self.content.get("datasets", {}).items():
+            self._refuse_unknown(
+                _table(row, f"{path}: datasets.{name}"), DATASET_KEYS, f"datasets.{name}."
+            )
+
+    def get(self, key: str, kind: type[T] | Any) -> T:
+        """Return the value at a dotted `key`, checked to be of a `kind`.
+
+        Parameters
+        ----------
+        key : str
+            Such as ``"variants.lenet5"``.
+        kind : type
+            A `Section`, or any type that pydantic can check.
+
+        Raises
+        ------
+        ParamsError
+            If the key is missing (the nearest one is offered), or the value is of another kind.
+        """
+        value: Any = self.content
+        parts = key.split(".")
+        for depth, part in enumerate(parts):
+            place = ".".join(parts[:depth])
+            table = _table(value, f"{self.path}: {place}")
+            if part not in table:
+                where = f"{place}: " if place else ""
+                raise ParamsError(
+                    f"{self.path}: {where}there is no {part!r}; {nearest(part, table)}"
+                )
+            value = table[part]
+        try:
+            checked: T = TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ParamsError(f"{self.path}: {_explain(key, error)}") from None
+        return checked
+
+    def _refuse_unknown(self, table: dict[str, Any], known: Iterable[str], place: str) -> None:
+        for key in table:
+            if key not in known:
+                raise ParamsError(
+                    f"{self.path}: unknown key {place + str(key)!r}; {nearest(str(key), known)}"
+                )
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ParamsError(f"{where}: expected keys with values, received {value!r}")
+    return value
+
+
+def _explain(key: str, error: ValidationError) -> str:
+    """Turn pydantic's first complaint into place, complaint, received value and remedy."""
+    first = error.errors(include_url=False)[0]
+    place = key
+    for step in first["loc"]:
+        place += f"[{step}]" if isinstance(step, int) else f".{step}"
+    if first["type"] == "missing":
+        return f"{place}: is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{place}: {message}"
+    explained = f"{place}: {message[0].lower()}{message[1:]}, received {first['input']!r}"
+    allowed = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
+    if allowed and isinstance(first["input"], str):
+        explained += f"; {nearest(first['input'], allowed)}"
+    return explained

@@ -1,0 +1,53 @@
+"""Where each stage's results lie below the project's root; dvc.yaml names the same places."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+
+ROLES = ("train_images", "train_labels", "test_images", "test_labels")
+SPLITS = ("train", "validation", "test")
+
+
+def raw(dataset: str) -> Path:
+    """Return the folder of a data set's four IDX files, one for each name in `ROLES`."""
+    return Path("data/raw") / dataset
+
+
+def prepared(dataset: str, split: str) -> Path:
+    """Return the folder of a split's ``images.npy`` and ``labels.npy``."""
+    return Path("data/prepared") / dataset / split
+
+
+def summary(dataset: str) -> Path:
+    """Return the summary of a data set: shape, counts, pixel statistics."""
+    return Path("data/summary") / f"{dataset}.json"
+
+
+def model(dataset: str, variant: str) -> Path:
+    """Return the trained model."""
+    return Path("models") / dataset / f"{variant}.safetensors"
+
+
+def history(dataset: str, variant: str, split: str) -> Path:
+    """Return the learning curve on the training or the validation split."""
+    return Path("history") / dataset / variant / f"{split}.csv"
+
+
+def training(dataset: str, variant: str) -> Path:
+    """Return what a training took and on what it ran."""
+    return Path("training") / dataset / f"{variant}.json"
+
+
+def predictions(dataset: str, variant: str) -> Path:
+    """Return the predictions, one row for each test image."""
+    return Path("predictions") / dataset / f"{variant}.csv"
+
+
+def metrics(dataset: str, variant: str) -> Path:
+    """Return the test-set metrics."""
+    return Path("metrics") / dataset / f"{variant}.json"
+
+
+def report(dataset: str) -> Path:
+    """Return the report that sets the variants side by side."""
+    return Path("reports") / f"{dataset}.md"

@@ -1,0 +1,112 @@
+"""Progress of long work: a bar in a terminal, an occasional line in a log."""
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from tqdm import tqdm
+
+LOG_INTERVAL_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: ``42 s``, ``3 min 07 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+class Progress:
+    """Shows how much of a piece of work is done, how fast it goes and how long it still takes.
+
+    Parameters
+    ----------
+    task : str
+        What is being done, such as ``"train mnist/lenet5"``.
+    total : int
+        How much there is to do, in `unit`.
+    unit : str
+        What is counted, such as ``"steps"``.
+    rate_unit : str
+        What the speed is given in, such as ``"images"``.
+    rate_per_unit : float
+        How many of `rate_unit` go into one `unit`: the batch size, for steps.
+    stream : text stream
+        Where to show it; a bar if it is a terminal.
+    clock : callable
+        Returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        total: int,
+        unit: str,
+        *,
+        rate_unit: str,
+        rate_per_unit: float = 1,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.task, self.total, self.unit = task, total, unit
+        self.rate_unit, self.rate_per_unit = rate_unit, rate_per_unit
+        self.stream = stream or sys.stderr
+        self.clock = clock
+        self.done = 0
+        self.detail = ""
+        self.started = self.last_line = clock()
+        self.bar: tqdm[Any] | None = None
+        if self.stream.isatty():
+            self.bar = tqdm(
+                total=total,
+                file=self.stream,
+                desc=task,
+                bar_format="{desc} |{bar}| {postfix}",
+                leave=True,
+            )
+
+    def advance(self, count: int, detail: str = "") -> None:
+        """Count `count` more units as done, and show it if it is time to."""
+        self.done += count
+        self.detail = detail
+        if self.bar is not None:
+            self.bar.set_postfix_str(self.status(), refresh=False)
+            self.bar.update(count)
+        elif self.clock() - self.last_line >= LOG_INTERVAL_S:
+            self._write_line()
+
+    def status(self) -> str:
+        """Return units done of planned, share, speed and time left, as one line."""
+        elapsed = self.clock() - self.started
+        speed = self.done / elapsed if elapsed > 0 else 0.0
+        share = self.done / self.total if self.total else 1.0
+        parts = [f"{self.done:,}/{self.total:,} {self.unit} ({share:.0%})"]
+        if speed > 0:
+            parts.append(f"{speed * self.rate_per_unit:,.0f} {self.rate_unit}/s")
+            parts.append(f"{duration((self.total - self.done) / speed)} left")
+        if self.detail:
+            parts.append(self.detail)
+        return ", ".join(parts)
+
+    def _write_line(self) -> None:
+        self.last_line = self.clock()
+        print(f"{self.task}: {self.status()}", file=self.stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        elif error is None:
+            self._write_line()
