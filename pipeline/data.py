@@ -1,0 +1,167 @@
+"""Prepared splits on disk: uint8 images (n, height, width, 1) and labels (n,), as .npy files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline.errors import DataError
+from pipeline.files import whole_file
+
+Classes = Annotated[int, Field(ge=2, le=256)]  # a label is one byte
+
+REMEDY = "run the preprocess stage again"
+
+
+class Split(NamedTuple):
+    """Images of shape (n, height, width, 1) and their labels of shape (n,), both uint8."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+
+def save_split(folder: Path, split: Split) -> None:
+    """Write a split's two arrays to `folder`.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written.
+    """
+    for name, array in split._asdict().items():
+        with whole_file(folder / f"{name}.npy") as file:
+            np.save(file, array, allow_pickle=False)
+
+
+def map_split(folder: Path) -> Split:
+    """Map a split's arrays into memory, read-only: only what is touched is read.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or damaged, or the two do not belong together.
+    """
+    with SplitReader(folder) as reader:
+        shapes = {"images": reader.image_shape, "labels": ()}
+    return Split(
+        *(
+            np.memmap(
+                folder / f"{name}.npy",
+                np.uint8,
+                "r",
+                offset=reader.offsets[name],
+                shape=(len(reader), *shape),
+            )
+            for name, shape in shapes.items()
+        )
+    )
+
+
+class SplitReader:
+    """Reads a split piece by piece; memory holds no more than the piece asked for.
+
+    Mapped pages would count as this process's memory, and fail under an address-space limit.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the split's ``images.npy`` and ``labels.npy``.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or damaged, or the two do not belong together.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.offsets: dict[str, int] = {}
+        shapes = {}
+        with _reading(folder):
+            self.files = {
+                name: open(folder / f"{name}.npy", "rb")  # noqa: SIM115 - closed by close()
+                for name in ("images", "labels")
+            }
+        try:
+            for name in self.files:
+                shapes[name] = self._read_header(name)
+        except DataError:
+            self.close()
+            raise
+        self.image_shape = shapes["images"][1:]
+        if len(shapes["images"]) != 4 or shapes["labels"] != shapes["images"][:1]:
+            self.close()
+            raise DataError(
+                f"{folder}: expected images (n, height, width, 1) and labels (n,), received "
+                f"{shapes['images']} and {shapes['labels']}; {REMEDY}"
+            )
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, stop: int) -> Split:
+        """Return images and labels `start` to `stop`, the last one excluded."""
+        stop = min(stop, self.count)
+        return Split(
+            self._read("images", start, stop, self.image_shape), self._read("labels", start, stop)
+        )
+
+    def _read_header(self, name: str) -> tuple[int, ...]:
+        file, path = self.files[name], self.folder / f"{name}.npy"
+        try:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"format version {version}")
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError as error:
+            raise DataError(f"{path}: is not an .npy array ({error}); {REMEDY}") from error
+        self.offsets[name] = file.tell()
+        size = path.stat().st_size - file.tell()
+        if dtype != np.uint8 or fortran_order or size != np.prod(shape, dtype=object):
+            raise DataError(
+                f"{path}: expected bytes of shape {shape} in row-major order, received "
+                f"{size:,} bytes of {dtype}; {REMEDY}"
+            )
+        self.count = shape[0]
+        return tuple(shape)
+
+    def _read(
+        self, name: str, start: int, stop: int, shape: tuple[int, ...] = ()
+    ) -> NDArray[np.uint8]:
+        array = np.empty((stop - start, *shape), np.uint8)
+        file = self.files[name]
+        with _reading(self.folder):
+            file.seek(self.offsets[name] + start * int(np.prod(shape, dtype=np.int64)))
+            received = file.readinto(array.data.cast("B"))
+        if received != array.nbytes:
+            raise DataError(f"{self.folder / name}.npy: ended early; {REMEDY}")
+        return array
+
+    def close(self) -> None:
+        """Close both files."""
+        for file in self.files.values():
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); {REMEDY}") from error
