@@ -161,7 +161,9 @@ def _fetch_from(mirror: str, name: str, part: Path) -> None:
             raise MirrorError("plain http is refused; use https://, file:// or a folder")
         retrying = Retrying(
             stop=stop_after_attempt(TRIES),
-            wait=wait_exponential_jitter(initial=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+            wait=wait_exponential_jitter(
+                multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S, jitter=FIRST_WAIT_S
+            ),
             retry=retry_if_exception(lambda error: isinstance(error, _PassingFaultError)),
             reraise=True,
         )

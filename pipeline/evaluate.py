@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from pipeline.variants import PositiveInt
 FLOAT32_BYTES = 4
 # What the runtime itself takes at the first chunk: its graph, its threads' stacks, its kernels.
 RUNTIME_MB = 48.0
+# How oneDNN's kernels say so, in an AbortedError; dnnl_out_of_memory is 1.
+ONEDNN_OUT_OF_MEMORY = "Status: 1,"
 # Above this, a larger chunk is no faster.
 LARGEST_CHUNK = 1024
 
@@ -47,11 +50,22 @@ class Chunk(NamedTuple):
     logits: NDArray[np.float32]
 
 
-def choose_chunk_size(description: model.Description, budget_mb: float) -> int:
-    """Return how many images can pass through a model at once within a memory budget.
+def bytes_per_image(description: model.Description) -> int:
+    """Return how much memory one image takes on its way through a model, in bytes.
 
     While a layer computes, its input, its output and a scratch copy as large as the larger of
     both are in memory; the layer that needs most decides.
+    """
+    height, width, channels = description.image_shape
+    side = description.network.input_size
+    pixels = side**2 * channels if side else height * width * channels
+    sizes = [pixels, *(layer.shape.size for layer in description.place_layers())]
+    values = max(before + after + max(before, after) for before, after in itertools.pairwise(sizes))
+    return values * FLOAT32_BYTES
+
+
+def choose_chunk_size(description: model.Description, budget_mb: float) -> int:
+    """Return how many images can pass through a model at once within a memory budget.
 
     Parameters
     ----------
@@ -65,21 +79,12 @@ def choose_chunk_size(description: model.Description, budget_mb: float) -> int:
     EvaluationError
         If the budget does not hold one image.
     """
-    layers = description.place_layers()
-    height, width, channels = description.image_shape
-    side = description.network.input_size
-    pixels = side**2 * channels if side else height * width * channels
-    sizes = [pixels, *(layer.shape.size for layer in layers)]
-    values = max(before + after + max(before, after) for before, after in itertools.pairwise(sizes))
-    # A layer's kernel may be laid out anew for the processor, once.
-    kernel_mb = max(layer.parameters for layer in layers) * FLOAT32_BYTES / MB
-    image_mb = values * FLOAT32_BYTES / MB
-    fixed_mb = RUNTIME_MB + kernel_mb
-    size = int((budget_mb - fixed_mb) / image_mb)
+    image_mb = bytes_per_image(description) / MB
+    size = int((budget_mb - RUNTIME_MB) / image_mb)
     if size < 1:
         raise EvaluationError(
             f"evaluate.memory_budget_mb of {budget_mb:g} does not hold one image; "
-            f"this model needs at least {fixed_mb + image_mb:.0f}"
+            f"this model needs at least {math.ceil(RUNTIME_MB + image_mb)}"
         )
     return min(size, LARGEST_CHUNK)
 
@@ -96,32 +101,28 @@ class ChunkedForward:
         From uint8 images to float32 logits.
     chunk_size : int
         Images at once; halved when memory runs out.
+    image_bytes : int
+        What one image takes on its way, see `bytes_per_image`.
     """
 
-    # What a host or a GPU raises when an allocation fails.
-    OUT_OF_MEMORY = (tf.errors.ResourceExhaustedError, MemoryError)
-
-    def __init__(self, network: keras.Model, chunk_size: int) -> None:
+    def __init__(self, network: keras.Model, chunk_size: int, image_bytes: int) -> None:
         self.network = network
         self.chunk_size = chunk_size
+        self.image_bytes = image_bytes
         self.backoffs = 0
+        self.on_host = not tf.config.list_logical_devices("GPU")
         self.forward = self._compile()
 
     def warm_up(self) -> None:
-        """Compile, and find out whether a chunk fits.
+        """Compile, and find out which chunk fits.
 
         Raises
         ------
         EvaluationError
             If memory does not suffice for a single image.
         """
-        while True:
-            try:
-                self.forward(np.zeros((self.chunk_size, *self.network.input_shape[1:]), np.uint8))
-            except self.OUT_OF_MEMORY as error:
-                self._halve(error)
-            else:
-                return
+        while self._try(np.zeros((1, *self.network.input_shape[1:]), np.uint8)) is None:
+            pass
 
     def run(self, reader: SplitReader) -> Iterator[Chunk]:
         """Yield the whole set in order, read chunk by chunk.
@@ -134,13 +135,24 @@ class ChunkedForward:
         start = 0
         while start < len(reader):
             images, labels = reader.read(start, start + self.chunk_size)
-            try:
-                logits = self.forward(self._pad(images)).numpy()[: len(labels)]
-            except self.OUT_OF_MEMORY as error:
-                self._halve(error)
-                continue
-            yield Chunk(start, labels, logits)
-            start += len(labels)
+            logits = self._try(images)
+            if logits is not None:
+                yield Chunk(start, labels, logits)
+                start += len(labels)
+
+    def _try(self, images: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+        """Return logits of at most a chunk of images, or None if the chunk had to be halved."""
+        try:
+            if self.on_host:
+                # Fails cleanly here, where some of TensorFlow's CPU kernels would crash.
+                np.empty(self.chunk_size * self.image_bytes, np.uint8)
+            logits: NDArray[np.float32] = self.forward(self._pad(images)).numpy()
+        except (tf.errors.ResourceExhaustedError, tf.errors.AbortedError, MemoryError) as error:
+            if isinstance(error, tf.errors.AbortedError) and ONEDNN_OUT_OF_MEMORY not in str(error):
+                raise
+            self._halve(error)
+            return None
+        return logits[: len(images)]
 
     def _compile(self) -> Callable[[NDArray[np.uint8]], tf.Tensor]:
         shape = (self.chunk_size, *self.network.input_shape[1:])
@@ -191,7 +203,7 @@ class Evaluated:
 
 def evaluate(
     network: keras.Model,
-    classes: int,
+    description: model.Description,
     reader: SplitReader,
     chunk_size: int,
     predictions: IO[str],
@@ -203,7 +215,7 @@ def evaluate(
     ----------
     network : keras.Model
         From uint8 images to float32 logits.
-    classes : int
+    description : model.Description
     reader : SplitReader
         Of the test split.
     chunk_size : int
@@ -213,8 +225,8 @@ def evaluate(
     progress : Progress
         Advanced by images.
     """
-    totals = Totals(classes)
-    forward = ChunkedForward(network, chunk_size)
+    totals = Totals(description.classes)
+    forward = ChunkedForward(network, chunk_size, bytes_per_image(description))
     memory = PeakMemory()
     forward.warm_up()
     rows = csv.writer(predictions, lineterminator="\n")
@@ -255,9 +267,7 @@ def main(dataset: str, variant: str) -> None:
             ) as progress,
             whole_file(paths.predictions(dataset, variant), "w") as predictions,
         ):
-            evaluated = evaluate(
-                network, description.classes, reader, chunk_size, predictions, progress
-            )
+            evaluated = evaluate(network, description, reader, chunk_size, predictions, progress)
     metrics = evaluated.metrics()
     write_json(paths.metrics(dataset, variant), metrics)
     print(f"{dataset}/{variant}: {metrics}")

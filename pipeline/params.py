@@ -15,9 +15,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import paths
-from pipeline.errors import ParamsError
+from pipeline.errors import ParamsError, run_stage
 
 SECTIONS = ("run", "datasets", "variants", "preprocess", "train", "evaluate", "report")
+RUN_KEYS = ("datasets", "variants")
 DATASET_KEYS = ("classes", "download", "preprocess", "train")
 # Names become file names and stage names, so they may neither leave a folder nor need quoting.
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -58,8 +59,9 @@ class Params:
     Raises
     ------
     ParamsError
-        If the file cannot be read or parsed, or holds an unknown section, an unknown key of a
-        data set, or a name that is not made of lower-case letters, digits and underscores.
+        If the file cannot be read or parsed, holds an unknown section or an unknown key of a data
+        set, has a name that is not made of lower-case letters, digits and underscores, or runs a
+        data set or variant that is not in its table.
     """
 
     def __init__(self, path: Path = paths.PARAMS) -> None:
@@ -74,17 +76,29 @@ class Params:
             raise ParamsError(f"{path}: is not valid YAML: {reason}") from error
         self.content = _table(content, str(path))
         self._refuse_unknown(self.content, SECTIONS, "")
-        for table in ("datasets", "variants"):
-            for name in _table(self.content.get(table, {}), f"{path}: {table}"):
-                if not NAME.fullmatch(str(name)):
+        rows = {table: self._rows(table) for table in RUN_KEYS}
+        for name, row in rows["datasets"].items():
+            place = f"datasets.{name}"
+            self._refuse_unknown(_table(row, f"{path}: {place}"), DATASET_KEYS, f"{place}.")
+        run = _table(self.content.get("run", {}), f"{path}: run")
+        self._refuse_unknown(run, RUN_KEYS, "run.")
+        for table, names in run.items():
+            for name in names if isinstance(names, list) else [names]:
+                if name not in rows[table]:
                     raise ParamsError(
-                        f"{path}: {table}.{name}: a name has lower-case letters, digits and "
-                        "underscores, and starts with a letter or digit"
+                        f"{path}: run.{table}: there is no {name!r} in {table}; "
+                        f"{nearest(str(name), rows[table])}"
                     )
-        for name, row in self.content.get("datasets", {}).items():
-            self._refuse_unknown(
-                _table(row, f"{path}: datasets.{name}"), DATASET_KEYS, f"datasets.{name}."
-            )
+
+    def _rows(self, table: str) -> dict[str, Any]:
+        rows = _table(self.content.get(table, {}), f"{self.path}: {table}")
+        for name in rows:
+            if not NAME.fullmatch(str(name)):
+                raise ParamsError(
+                    f"{self.path}: {table}.{name}: a name has lower-case letters, digits and "
+                    "underscores, and starts with a letter or digit"
+                )
+        return rows
 
     def get(self, key: str, kind: type[T] | Any) -> T:
         """Return the value at a dotted `key`, checked to be of a `kind`.
@@ -148,3 +162,12 @@ def _explain(key: str, error: ValidationError) -> str:
     if allowed and isinstance(first["input"], str):
         explained += f"; {nearest(first['input'], allowed)}"
     return explained
+
+
+def main() -> None:
+    """Check sections and names; each stage checks its own section's values when it runs."""
+    Params()
+
+
+if __name__ == "__main__":
+    run_stage(main)

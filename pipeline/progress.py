@@ -57,7 +57,7 @@ class Progress:
         self.rate_unit, self.rate_per_unit = rate_unit, rate_per_unit
         self.stream = stream or sys.stderr
         self.clock = clock
-        self.done = 0
+        self.done = self.logged = 0
         self.detail = ""
         self.started = self.last_line = clock()
         self.bar: tqdm[Any] | None = None
@@ -94,7 +94,7 @@ class Progress:
         return ", ".join(parts)
 
     def _write_line(self) -> None:
-        self.last_line = self.clock()
+        self.last_line, self.logged = self.clock(), self.done
         print(f"{self.task}: {self.status()}", file=self.stream, flush=True)
 
     def __enter__(self) -> Self:
@@ -108,5 +108,5 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif error is None:
+        elif error is None and self.logged < self.done:
             self._write_line()

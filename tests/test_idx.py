@@ -1,0 +1,74 @@
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from pipeline import idx
+from pipeline.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("idx")
+
+
+@given(
+    array=arrays.arrays(np.uint8, arrays.array_shapes(min_dims=1, max_dims=3)), packed=st.booleans()
+)
+def test_what_is_written_is_read(folder: Path, array: np.ndarray, packed: bool) -> None:
+    """Any array that is written is read back, plain or compressed."""
+    path = folder / "file"
+    idx.write(path, array)
+    if packed:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    np.testing.assert_array_equal(idx.read(path, array.ndim), array)
+
+
+@given(content=st.binary(max_size=64))
+def test_any_bytes_give_an_array_or_the_projects_own_error(folder: Path, content: bytes) -> None:
+    """Any bytes give an array or a DataError, and nothing else."""
+    path = folder / "any"
+    path.write_bytes(content)
+    try:
+        assert idx.read(path, 1).dtype == np.uint8
+    except DataError as error:
+        assert str(path) in str(error)
+
+
+def header(*sizes: int, kind: int = 8) -> bytes:
+    return bytes([0, 0, kind, len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header(2, 3, 3) + bytes(18), "wrong magic number: expected 00000801"),
+        (header(4, kind=0x0D) + bytes(16), "wrong magic number: .* received 00000d01"),
+        (b"", "received an empty file"),
+        (header(4)[:6], "the header ends after 2 of 4 bytes"),
+        (header(4) + bytes(3), "promises 4 = 4 bytes, the body has 3"),
+        (header(4) + bytes(5), "the body has more"),
+        (header(0), "each dimension must be at least 1"),
+        (gzip.compress(header(400) + bytes(range(200)) * 2)[:-12], "truncated or damaged gzip"),
+        (gzip.compress(header(4) + bytes(4))[:-8] + bytes(8), "truncated or damaged gzip"),
+        (header(2**32 - 1) + bytes(9), "the body has 9"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    """Wrong magic, type, header or length, or damaged compression, is named with the file."""
+    path = tmp_path / "labels"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        idx.read(path, 1)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A missing file is named."""
+    with pytest.raises(DataError, match=r"labels: cannot be read \(No such file"):
+        idx.read(tmp_path / "labels", 1)

@@ -1,0 +1,191 @@
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from sklearn.metrics import accuracy_score, log_loss
+
+from pipeline import download, model, paths, preprocess, train
+from pipeline.data import map_split
+from pipeline.errors import TrainingError
+from pipeline.metrics import log_softmax
+from pipeline.params import Params
+from pipeline.progress import Progress
+from pipeline.variants import Budget, Schedule, Variant
+from tests.conftest import assert_one_clear_line, edit_params, make_images, no_parts, run_stage
+
+RESULTS = (
+    paths.model("tiny", "tiny_conv"),
+    paths.history("tiny", "tiny_conv", "train"),
+    paths.history("tiny", "tiny_conv", "validation"),
+)
+
+
+@pytest.fixture
+def prepared(project: Path) -> Path:
+    download.main("tiny")
+    preprocess.main("tiny")
+    return project
+
+
+def test_validation_agrees_with_scikit_learn(prepared: Path) -> None:
+    """Validation loss and accuracy are scikit-learn's, in batches with a ragged tail."""
+    split = map_split(paths.prepared("tiny", "validation"))
+    row: Variant = Params().get("variants.tiny_conv", Variant)
+    network = model.build(describe(row))
+    measured = train.make_validation(network, split, batch_size=7)()
+    logits = network(split.images).numpy()
+    assert measured.accuracy == accuracy_score(split.labels, logits.argmax(axis=1))
+    expected = log_loss(split.labels, np.exp(log_softmax(logits)), labels=range(3))
+    assert measured.loss == pytest.approx(expected, rel=1e-5)
+
+
+def describe(row: Variant) -> model.Description:
+    return model.Description(
+        dataset="tiny",
+        variant="tiny_conv",
+        image_shape=[12, 12, 1],
+        classes=3,
+        network=row.network(),
+    )
+
+
+def test_a_running_mean_begins_again_once_it_is_taken() -> None:
+    """A running mean weighs images equally, and begins again once it is taken."""
+    running = train.RunningMean()
+    logits = tf.constant([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+    running.add(tf.constant([1.0, 2.0]), logits[:2], tf.constant([0, 0]))
+    running.add(tf.constant([6.0]), logits[2:], tf.constant([0]))
+    assert list(running.take()) == pytest.approx([3.0, 2 / 3])
+    running.add(tf.constant([1.0]), logits[:1], tf.constant([1]))
+    assert list(running.take()) == [1.0, 0.0]
+
+
+def test_both_loops_train_and_leave_their_results(prepared: Path) -> None:
+    """A sample budget and a number of epochs both train, with curves, summary and model."""
+    for variant, steps in (("tiny_conv", 24), ("tiny_dense", 4 * (90 // 16))):
+        train.main("tiny", variant)
+        summary = json.loads(paths.training("tiny", variant).read_text())
+        assert summary["steps"] == steps
+        assert summary["samples"] == 16 * steps
+        assert summary["device"].startswith(("CPU", "GPU"))
+        assert summary["precision"] in ("float32", "mixed_bfloat16")
+        curve = pd.read_csv(paths.history("tiny", variant, "train"))
+        assert curve["step"].tolist() == [20, *([24] if steps == 24 else [])]
+        validation = pd.read_csv(paths.history("tiny", variant, "validation"))
+        assert validation["step"].tolist() == [5, 10, 15, 20, *([24] if steps == 24 else [])]
+        assert validation["accuracy"].iloc[-1] > 0.9
+        assert model.load(paths.model("tiny", variant)).description.dataset == "tiny"
+
+
+def test_the_same_seed_gives_the_same_bytes(prepared: Path) -> None:
+    """The same seed twice gives identical model and curves; another seed gives others."""
+    contents = []
+    for seed in (0, 0, 1):
+
+        def change(params: dict, seed: int = seed) -> None:  # type: ignore[type-arg]
+            params["train"]["seed"] = seed
+
+        edit_params(prepared / "params.yaml", change)
+        train.main("tiny", "tiny_conv")
+        contents.append([path.read_bytes() for path in RESULTS])
+    assert contents[0] == contents[1]
+    assert contents[0][0] != contents[2][0]
+
+
+def test_a_data_sets_budget_replaces_the_variants_own(prepared: Path) -> None:
+    """A data set may give the budget of the variants that count samples."""
+
+    def change(params: dict) -> None:  # type: ignore[type-arg]
+        params["datasets"]["tiny"]["train"]["samples"] = 50
+
+    edit_params(prepared / "params.yaml", change)
+    train.main("tiny", "tiny_conv")
+    assert json.loads(paths.training("tiny", "tiny_conv").read_text())["steps"] == 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_training() -> None:
+    """A loss that is no longer a number stops the training, with step and rate."""
+    row = Variant.model_validate(
+        {
+            "input_size": None, "initializer": {"type": "normal", "stddev": 1e19}, "layers": [
+                {"type": "dense", "units": 8}, {"type": "dense", "units": 8}],
+            "budget": {"epochs": 1}, "batch_size": 4, "learning_rate": 1.0,
+        }
+    )  # fmt: skip
+    settings = train.Train(
+        seed=0,
+        precision="float32",
+        schedule=Schedule(warmup=0, decay="constant"),
+        log_every_steps=2,
+    )
+    split = make_images(12)
+    progress = Progress("t", 3, "steps", rate_unit="images", stream=io.StringIO())
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step 2, at learning"):
+        train.train(
+            model.build(describe(row)), row, settings, {"train": split, "validation": split}, 3,
+            progress,
+        )  # fmt: skip
+
+
+def test_history_has_one_row_for_each_moment() -> None:
+    """A curve is CSV with a header and a row for each moment."""
+    history = train.History(train=[{"step": 20, "loss": math.pi}])
+    assert list(csv.reader(io.StringIO(history.csv("train")))) == [
+        ["step", "loss"],
+        ["20", "3.14159"],
+    ]
+
+
+def test_the_summary_leaves_the_first_step_out_of_the_speed() -> None:
+    """Speed counts the steps after the one that compiles."""
+    history = train.History(validation=[{"step": 11, "epoch": 0.5, "loss": 1.0, "accuracy": 0.5}])
+    trained = train.Trained(history, 12.0, 2.0, 1.0)
+    summary = train.summarise(trained, parameters=5, batch_size=64)
+    assert summary["images_per_second"] == 64.0
+    assert summary["samples"] == 704
+    assert Budget(samples=summary["samples"] + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("variants.tiny_conv.batch_size", 91, "batch_size 91 is larger than the training set of 90"),
+        ("variants.tiny_conv.learning_rate", -1, "learning_rate: input should be greater than 0"),
+        ("variants.tiny_conv.budget", {"samples": 0}, "budget.samples: input should be greater"),
+        ("variants.tiny_conv.layers", [{"type": "conv", "filters": 2, "kernel": 13,
+            "padding": "valid"}], "a conv of 13×13 leaves less than one pixel of a 12×12 image"),
+        ("train.precision", "float23", "did you mean 'float32'"),
+        ("train.sede", 1, "unknown key 'sede'; did you mean 'seed'"),
+    ],
+)  # fmt: skip
+def test_bad_params_are_one_clear_line_and_write_nothing(
+    prepared: Path, key: str, value: object, message: str
+) -> None:
+    """What cannot be trained is refused in one line, and nothing is written."""
+
+    def change(params: dict) -> None:  # type: ignore[type-arg]
+        *path, last = key.split(".")
+        for step in path:
+            params = params[step]
+        params[last] = value
+
+    edit_params(prepared / "params.yaml", change)
+    assert_one_clear_line(run_stage("train", "tiny", "tiny_conv", cwd=prepared), message)
+    assert not any(path.exists() for path in RESULTS)
+    assert no_parts(prepared)
+
+
+@pytest.mark.slow
+def test_an_unwritable_folder_is_refused_before_training(prepared: Path) -> None:
+    """A folder that cannot be written is named before the first step."""
+    (prepared / "models").write_text("not a folder")
+    result = run_stage("train", "tiny", "tiny_conv", cwd=prepared)
+    assert_one_clear_line(result, "models/tiny/tiny_conv.safetensors: cannot be written")
+    assert "steps of" not in result.stdout
