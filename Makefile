@@ -8,7 +8,7 @@ RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro test test-quick check format lock clean
+.PHONY: help setup run repro test test-quick check format bench-memory lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ check: $(TEST_READY) ## lint, check formatting and types
 format: $(TEST_READY) ## format the code
 	ruff format .
 	ruff check --fix .
+
+bench-memory: $(RUN_READY) ## measure evaluation's memory on MNIST, after `make repro`
+	for variant in alexnet_norm alexnet_dropout lenet5; do \
+		python -m benchmarks.evaluation_memory mnist $$variant || exit; \
+	done
 
 lock: ## pin and hash the dependencies anew (needs uv)
 	uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

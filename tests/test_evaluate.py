@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import tensorflow as tf
 from sklearn import metrics as oracle
 
+from benchmarks import evaluation_memory
 from pipeline import evaluate, model, paths
 from pipeline.data import Split, SplitReader, save_split
 from pipeline.errors import EvaluationError
@@ -18,7 +17,6 @@ from pipeline.evaluate import ChunkedForward, bytes_per_image, choose_chunk_size
 from pipeline.params import Params
 from pipeline.variants import Variant
 from tests.conftest import (
-    ROOT,
     assert_one_clear_line,
     edit_params,
     make_images,
@@ -176,84 +174,49 @@ def test_bad_input_is_one_clear_line(
     assert no_parts(trained)
 
 
-MEASURE = """
-import resource, sys
-import psutil
-from pathlib import Path
-from pipeline import evaluate, model
-from pipeline.data import SplitReader
-from pipeline.progress import Progress
-
-chunk_size, address_space_mb = int(sys.argv[1]), int(sys.argv[2])
-network, description = model.load(Path("model"))
-if address_space_mb:
-    used = psutil.Process().memory_info().vms
-    resource.setrlimit(resource.RLIMIT_AS, (used + address_space_mb * 10**6,) * 2)
-if len(sys.argv) > 3:  # the plain pass of the article
-    with SplitReader(Path("test")) as reader:
-        network(reader.read(0, len(reader)).images)
-    sys.exit()
-chunk_size = chunk_size or evaluate.choose_chunk_size(description, 128)
-with (
-    SplitReader(Path("test")) as reader,
-    open("predictions.csv", "w") as file,
-    Progress("evaluate", len(reader), "images", rate_unit="images") as progress,
-):
-    evaluated = evaluate.evaluate(network, description, reader, chunk_size, file, progress)
-print("RESULT", evaluated.metrics(), flush=True)
-"""
-
-
 @pytest.fixture
-def measure(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that evaluates `alexnet_dropout`, untrained, in a process of its own."""
+def untrained(tmp_path: Path) -> Path:
+    """Enter a folder with `alexnet_dropout`, untrained, and 1,000 random images."""
     description = described("alexnet_dropout")
     model.save(tmp_path / "model", model.build(description), description)
-
-    def run(images: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-        random = np.random.default_rng(0)
-        base = random.integers(0, 256, (1000, 28, 28, 1), dtype=np.uint8)
-        labels = random.integers(0, 10, 1000, dtype=np.uint8)
-        repeated = Split(np.concatenate([base] * (images // 1000)), np.tile(labels, images // 1000))
-        save_split(tmp_path / "test", repeated)
-        return subprocess.run(
-            [sys.executable, "-c", MEASURE, *map(str, arguments)],
-            cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    return run
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (1000, 28, 28, 1), dtype=np.uint8)
+    save_split(tmp_path / "base", Split(images, random.integers(0, 10, 1000, dtype=np.uint8)))
+    return tmp_path
 
 
-def result(run: subprocess.CompletedProcess[str]) -> dict:  # type: ignore[type-arg]
-    assert run.returncode == 0, run.stderr[-2000:]
-    line = next(line for line in run.stdout.splitlines() if line.startswith("RESULT "))
-    content: dict[str, object] = json.loads(line.removeprefix("RESULT ").replace("'", '"'))
-    return content
-
-
-@pytest.mark.slow
-def test_under_an_address_space_limit_the_counts_are_the_same(
-    measure: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    """Where a hard limit makes the full-set pass fail, evaluation ends with the same counts."""
-    assert measure(10_000, 0, 700, "full-set pass").returncode != 0
-    free, limited = result(measure(10_000, 0, 0)), result(measure(10_000, 0, 700))
-    halved = result(measure(10_000, 10_000, 700))
-    assert free["errors"] == limited["errors"] == halved["errors"]
-    assert halved["evaluation"]["backoffs"] > 0
-    assert limited["evaluation"]["backoffs"] == 0
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_test_set(
-    measure: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    """4,000 and 40,000 images stay within the budget, and within 20 MB of each other."""
-    few, many = (
-        result(measure(images, 0, 0))["evaluation"]["peak_memory_mb"] for images in (4_000, 40_000)
+def measure(
+    folder: Path, thousands: int, case: str = "chunks", chunk_size: int = 0, limit_mb: int = 0
+) -> dict[str, float] | None:
+    evaluation_memory.repeat_split(folder / "base", folder / "test", thousands)
+    return evaluation_memory.run_apart(
+        folder / "model", folder / "test", case, chunk_size, limit_mb
     )
-    assert max(few, many) < 128
-    assert abs(few - many) < 20
+
+
+@pytest.mark.slow
+def test_under_an_address_space_limit_the_counts_are_the_same(untrained: Path) -> None:
+    """Where a hard limit makes the full-set pass fail, evaluation ends with the same counts."""
+    limit = evaluation_memory.LIMIT_MB
+    assert measure(untrained, 10, "plain", limit_mb=limit) is None
+    free = measure(untrained, 10)
+    limited = measure(untrained, 10, limit_mb=limit)
+    halved = measure(untrained, 10, chunk_size=10_000, limit_mb=limit)
+    assert free is not None
+    assert limited is not None
+    assert halved is not None
+    assert free["errors"] == limited["errors"] == halved["errors"]
+    assert limited["backoffs"] == 0 < halved["backoffs"]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_test_set(untrained: Path) -> None:
+    """4,000 and 40,000 images stay within the budget, and within 20 MB of each other."""
+    few, many = measure(untrained, 4), measure(untrained, 40)
+    assert few is not None
+    assert many is not None
+    assert max(few["peak_memory_mb"], many["peak_memory_mb"]) < evaluation_memory.BUDGET_MB
+    assert abs(few["peak_memory_mb"] - many["peak_memory_mb"]) < 20
 
 
 def test_progress_counts_images(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
