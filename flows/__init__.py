@@ -1,0 +1,1 @@
+"""Prefect flows that run dvc.yaml's graph; they orchestrate, and compute nothing."""

@@ -1,0 +1,218 @@
+"""Run one stage through DVC, safely beside others in the same workspace.
+
+The recipe: ``dvc --wait-for-lock repro --single-item STAGE``, one process for each stage, its
+upstream finished before. DVC waits for the lock of the repository; where its read-write lock is
+busy it fails at once, and is tried again here, within a bound.
+"""
+
+import ctypes
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+
+from flows import supervise
+from flows.errors import StageFailed, StageStopped, StageTimedOut
+
+POLL_S = 0.1
+LOCK_WAIT_S = 600.0  # DVC itself would wait for its lock for ever
+BUSY_TRIES = 60
+BUSY_WAIT_S = 1.0
+KEPT_LINES = 20
+PR_SET_CHILD_SUBREAPER = 36  # man 2 prctl
+
+
+class Outcome(StrEnum):
+    """What came of a stage, named as its state in Prefect."""
+
+    RAN = "Completed"
+    CACHED = "Cached"  # DVC found it unchanged
+    RESTORED = "Restored"  # the run-cache had its outputs
+
+
+class _Busy(Exception):  # noqa: N818
+    """Another process held DVC's read-write lock."""
+
+
+def run_stage(
+    root: Path,
+    stage: str,
+    *,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    held: Sequence[int] = (),
+    timeout_s: float | None = None,
+    stop: threading.Event | None = None,
+    on_line: Callable[[str], None] = print,
+) -> Outcome:
+    """Run a stage to its end.
+
+    Parameters
+    ----------
+    root : Path
+        The workspace.
+    stage : str
+        As DVC addresses it.
+    options : sequence of str
+        More options of ``dvc repro``, such as ``--force``.
+    environment : mapping
+        Variables to set for the stage's command.
+    held : sequence of int
+        Descriptors of locks that the stage's supervisor shall hold as long as it lives.
+    timeout_s : float, optional
+        How long the stage may take.
+    stop : threading.Event, optional
+        Once it is set, the stage is ended.
+    on_line : callable
+        Takes each line that DVC and the command print.
+
+    Raises
+    ------
+    StageFailed
+        If the command fails, or DVC's lock is not to be had.
+    StageTimedOut
+        If it takes longer than `timeout_s`.
+    StageStopped
+        If `stop` was set.
+    """
+    stop = stop or threading.Event()
+    adopt_orphans()
+    for _ in range(BUSY_TRIES):
+        try:
+            return _run_once(root, stage, options, environment, held, timeout_s, stop, on_line)
+        except _Busy:
+            # More or less, so that two that met do not meet again.
+            if stop.wait(BUSY_WAIT_S * random.uniform(0.5, 1.5)):  # noqa: S311
+                raise StageStopped(f"{stage}: stopped") from None
+    raise StageFailed(f"{stage}: DVC's read-write lock was busy {BUSY_TRIES} times")
+
+
+def _run_once(
+    root: Path,
+    stage: str,
+    options: Sequence[str],
+    environment: Mapping[str, str] | None,
+    held: Sequence[int],
+    timeout_s: float | None,
+    stop: threading.Event,
+    on_line: Callable[[str], None],
+) -> Outcome:
+    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
+    process = subprocess.Popen(  # noqa: S603 - the command is DVC's
+        [sys.executable, "-S", "-E", supervise.__file__, *dvc, *options, stage],
+        cwd=root,
+        env=_environment(environment or {}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=held,
+    )
+    output = _Output(process)
+    begin = time.monotonic()
+    try:
+        while True:
+            line = output.next_line()
+            if line is None:
+                break
+            if line:
+                on_line(line)
+            elif process.poll() is not None:
+                break  # killed: what it leaves behind may still hold the pipe
+            waited = time.monotonic() - begin
+            if stop.is_set():
+                raise StageStopped(f"{stage}: stopped after {waited:.0f} s")
+            if timeout_s is not None and waited > timeout_s:
+                raise StageTimedOut(f"{stage}: took longer than {timeout_s:g} s")
+            if not output.lines and waited > LOCK_WAIT_S:
+                raise StageFailed(f"{stage}: DVC's lock was not to be had in {LOCK_WAIT_S:g} s")
+        status = process.wait()
+    finally:
+        _end(process)
+    return _judge(stage, status, output)
+
+
+class _Output:
+    """The lines of a process, read beside it, so that a silent one can be ended."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.skipped = self.restored = self.ran = self.busy = False
+        self.waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None  # noqa: S101 - it is a pipe
+        for raw in self.process.stdout:
+            self.waiting.put(raw.decode(errors="replace").rstrip().rpartition("\r")[2])
+        self.waiting.put(None)
+
+    def next_line(self) -> str | None:
+        """Return the next line, an empty one if there is none yet, or None at the end."""
+        try:
+            line = self.waiting.get(timeout=POLL_S)
+        except queue.Empty:
+            return ""
+        if line:
+            self.lines = [*self.lines, line][-KEPT_LINES:]
+            self.skipped |= line.startswith("Stage '") and line.endswith("didn't change, skipping")
+            self.restored |= "is cached - skipping run, checking out outputs" in line
+            self.ran |= line.startswith("Running stage '")
+            self.busy |= "is busy, it is being blocked by" in line
+        return line if line is None else line or ""
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Return this environment, in which ``python`` is this one and prints at once."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"} | dict(more)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what a killed supervisor leaves, so that it can be reaped.
+
+    DVC takes a dead process for a lock's holder until it is reaped. Only Linux can do this.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _judge(stage: str, status: int, output: _Output) -> Outcome:
+    if status == 0:
+        if output.restored and not output.ran:
+            return Outcome.RESTORED
+        return Outcome.CACHED if output.skipped and not output.ran else Outcome.RAN
+    if output.busy and not output.ran:
+        raise _Busy
+    if status < 0:
+        raise StageFailed(f"{stage}: was killed by {signal.Signals(-status).name}")
+    errors = [line for line in output.lines if line.lower().startswith("error")]
+    reason = errors[0] if errors else f"exit status {status}"
+    raise StageFailed(f"{stage}: {reason.removeprefix('error: ').removeprefix('ERROR: ')}")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Leave no process of the stage behind, and reap its supervisor."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(supervise.GRACE_S + 1)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    with suppress(ChildProcessError):
+        while True:  # orphans of a killed supervisor, see adopt_orphans
+            os.waitpid(-process.pid, 0)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError, ValueError):
+                pipe.close()

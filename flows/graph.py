@@ -1,0 +1,173 @@
+"""dvc.yaml's graph, read through DVC itself: which stages there are, and which of them changed."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvc.dvcfile import PROJECT_FILE
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+from dvc.utils.serialize import load_yaml, modify_yaml
+
+from flows.errors import GraphError
+from flows.policy import Policy, read_policy
+
+if TYPE_CHECKING:
+    from dvc.stage import Stage
+
+
+LOCK_FILE = "dvc.lock"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage in its place.
+
+    Attributes
+    ----------
+    name : str
+        As DVC addresses it, such as ``train@mnist-lenet5``.
+    upstream : tuple of str
+        The stages that must be finished first.
+    policy : Policy
+    changes : tuple of str
+        Why DVC would run it, as far as can be told before its upstream has run; empty if it is up
+        to date.
+    """
+
+    name: str
+    upstream: tuple[str, ...]
+    policy: Policy
+    changes: tuple[str, ...]
+
+
+def read_graph(root: Path, targets: Sequence[str] = ()) -> list[Node]:
+    """Return the stages that `targets` need, each one behind those that it depends on.
+
+    Parameters
+    ----------
+    root : Path
+        The DVC repository.
+    targets : sequence of str
+        As ``dvc repro`` takes them; all stages of dvc.yaml if there are none.
+
+    Raises
+    ------
+    GraphError
+        If the repository or its dvc.yaml cannot be read, has a cycle, or lacks a target.
+    PolicyError
+        If a stage's ``meta`` is wrong.
+    """
+    # DVC takes targets as relative to the current folder.
+    with _explained(root), chdir(root), Repo(str(root)) as repo, repo.lock:
+        graph = get_active_graph(repo.index.graph)
+        wanted = collect_stages(repo, targets or [PROJECT_FILE])
+        stages: list[Stage] = plan_repro(graph, wanted)
+        return [
+            Node(
+                name=stage.addressing,
+                upstream=tuple(sorted(each.addressing for each in graph.successors(stage))),
+                policy=read_policy(stage.addressing, stage.meta, bool(stage.is_import)),
+                changes=tuple(_changes(stage.status(check_updates=True))),
+            )
+            for stage in stages
+        ]
+
+
+@contextmanager
+def _explained(root: Path) -> Iterator[None]:
+    """Turn DVC's errors into one line."""
+    try:
+        yield
+    except DvcException as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = error.__cause__
+        if cause is not None and str(cause) not in str(error):
+            lines.append(str(cause).splitlines()[0])
+        raise GraphError(f"{root}: {'; '.join(lines)}") from error
+
+
+def _changes(status: dict[str, list[Any]]) -> Iterator[str]:
+    """Yield each reason of a DVC status, such as ``modified params.yaml: train.seed``."""
+    for entries in status.values():
+        for entry in entries:
+            if isinstance(entry, str):
+                yield entry
+                continue
+            for items in entry.values():
+                for path, change in items.items():
+                    if isinstance(change, dict):
+                        yield from (f"{how} {path}: {key}" for key, how in change.items())
+                    else:
+                        yield f"{change} {path}"
+
+
+def read_lock_order(root: Path) -> list[str]:
+    """Return the stages in dvc.lock, in the order in which it has them."""
+    if not (root / LOCK_FILE).exists():
+        return []
+    with _explained(root):
+        return list(load_yaml(root / LOCK_FILE).get("stages", {}))
+
+
+def restore_lock_order(root: Path, before: Sequence[str], nodes: Sequence[Node]) -> None:
+    """Put new stages of dvc.lock in the order of the graph, as ``dvc repro`` would have.
+
+    Stages that run side by side are recorded as they finish, which is another order each time.
+
+    Parameters
+    ----------
+    root : Path
+    before : sequence of str
+        What `read_lock_order` returned before the run.
+    nodes : sequence of Node
+        In the order of `read_graph`.
+    """
+    now = read_lock_order(root)
+    order = [*before, *(node.name for node in nodes if node.name not in before)]
+    wanted = sorted(now, key=order.index)
+    if now == wanted:
+        return
+    with (
+        _explained(root),
+        Repo(str(root)) as repo,
+        repo.lock,
+        modify_yaml(root / LOCK_FILE) as lock,
+    ):
+        lock["stages"] = {name: lock["stages"][name] for name in wanted}
+
+
+def metrics_against_head(root: Path) -> list[dict[str, Any]]:
+    """Return a row for each metric: file, name, value at HEAD and now, and the change."""
+    with Repo(str(root)) as repo:
+        changes = repo.metrics.diff(all=True).get("diff", {})
+    return [
+        {
+            "file": path,
+            "metric": name,
+            "HEAD": values.get("old"),
+            "workspace": values.get("new"),
+            "change": values.get("diff"),
+        }
+        for path, metrics in changes.items()
+        for name, values in metrics.items()
+    ]
+
+
+def set_params(root: Path, assignments: Sequence[str]) -> None:
+    """Change params.yaml as ``dvc exp run --set-param`` does.
+
+    Raises
+    ------
+    GraphError
+        If an assignment is not ``key=value``, or the key does not exist.
+    """
+    if not assignments:
+        return
+    from dvc.utils.hydra import apply_overrides
+
+    with _explained(root):
+        apply_overrides(root / "params.yaml", list(assignments))

@@ -1,0 +1,42 @@
+"""Run a command in this process group, and end the whole group if the flow dies or says so.
+
+Called as ``python supervise.py COMMAND …`` in a process group of its own, with a pipe from the flow
+as standard input. The kernel closes the pipe when the flow dies, however it dies; that, or SIGTERM,
+ends the group: first asked, then killed. It stands alone, so that it starts in a moment.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+GRACE_S = 5.0
+POLL_S = 0.1
+
+
+def end_group(child: "subprocess.Popen[bytes]") -> None:
+    """Ask every process of this group to end, and after a grace kill all, this one included."""
+    os.killpg(0, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main(command: list[str]) -> int:
+    """Run `command` to its end, and return its exit status."""
+    told_to_stop = []
+    # A handler, not SIG_IGN: the command would inherit that.
+    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.append(True))
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603
+    while (status := child.poll()) is None:
+        readable, _, _ = select.select([sys.stdin], [], [], POLL_S)
+        if told_to_stop or (readable and not os.read(sys.stdin.fileno(), 1)):
+            end_group(child)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
