@@ -8,7 +8,7 @@ RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro test test-quick check format bench-memory lock clean
+.PHONY: help setup run repro flow test test-quick check format bench-memory lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ run: $(RUN_READY) ## train and measure every variant on the small data set; need
 repro: $(RUN_READY) ## the same on every data set of params.yaml, MNIST included
 	python -m pipeline.params
 	dvc repro
+
+flow: $(RUN_READY) ## reproduce through Prefect: stages side by side, with retries
+	python -m pipeline.params
+	python -m flows.reproduce
 
 test: $(TEST_READY) ## run all tests
 	pytest

@@ -2,6 +2,7 @@
 
 import gzip
 import http.server
+import os
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,17 @@ def assert_one_clear_line(
 def no_parts(folder: Path) -> bool:
     """Tell whether no half-written file is left below `folder`."""
     return not list(folder.rglob("*.part"))
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return a user's environment: this Python first, the project importable, git with a name."""
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b.c",
+        "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b.c",
+    } | more  # fmt: skip
 
 
 class Mirror(http.server.ThreadingHTTPServer):

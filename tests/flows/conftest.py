@@ -1,0 +1,107 @@
+"""A real DVC repository of small stages, and a real Prefect server."""
+
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import environment
+
+Stages = dict[str, dict[str, Any]]
+
+
+def stage(cmd: str, deps: tuple[str, ...] = (), out: str = "", **more: Any) -> dict[str, Any]:
+    return {"cmd": cmd, "deps": list(deps), "outs": [out] if out else [], **more}
+
+
+def fan_out(width: int, work: str = "true") -> Stages:
+    """Return a source, `width` stages that depend on it, and one that joins them."""
+    leaves = {
+        f"leaf{i}": stage(
+            f"{work} && cat source.txt > leaf{i}.txt", ("source.txt",), f"leaf{i}.txt"
+        )
+        for i in range(width)
+    }
+    joined = tuple(f"leaf{i}.txt" for i in range(width))
+    return {
+        "source": stage("cat input.txt > source.txt", ("input.txt",), "source.txt"),
+        **leaves,
+        "join": stage("cat leaf*.txt > join.txt", joined, "join.txt"),
+    }
+
+
+def run(*command: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
+def dvc_status(root: Path) -> str:
+    return run("dvc", "status", cwd=root).stdout.strip()
+
+
+CLEAN = "Data and pipelines are up to date."
+
+
+@pytest.fixture
+def make_repository(tmp_path: Path) -> Callable[[Stages], Path]:
+    """Return a function that makes a DVC repository with some stages."""
+
+    def make(stages: Stages) -> Path:
+        root = tmp_path / "repository"
+        root.mkdir()
+        (root / "input.txt").write_text("input\n")
+        write_stages(root, stages)
+        for command in (
+            ("git", "init", "-q"),
+            ("dvc", "init", "-q"),
+            ("dvc", "config", "core.analytics", "false"),
+            ("git", "add", "-A"),
+            ("git", "commit", "-qm", "first"),
+        ):
+            done = run(*command, cwd=root)
+            assert done.returncode == 0, done.stderr
+        return root
+
+    return make
+
+
+def write_stages(root: Path, stages: Stages) -> None:
+    with open(root / "dvc.yaml", "w") as file:
+        YAML().dump({"stages": stages}, file)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Start a Prefect server on SQLite; its value is the environment that leads to it."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    leads_there = {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
+    with open(home / "server.log", "w") as log:
+        process = subprocess.Popen(
+            ["prefect", "server", "start", "--port", str(port), "--no-ui"],
+            env=environment(PREFECT_HOME=str(home), PREFECT_SERVER_ANALYTICS_ENABLED="false"),
+            stdout=log, stderr=log,
+        )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=2).close()  # noqa: S310
+            break
+        except OSError:
+            assert process.poll() is None, (home / "server.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.5)
+    yield leads_there
+    process.terminate()
+    process.wait(30)

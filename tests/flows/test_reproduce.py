@@ -1,0 +1,207 @@
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+
+from flows.reproduce import PROGRESS, parse_arguments
+from flows.slots import WORKSPACE_LOCK
+from tests.conftest import environment
+from tests.flows.conftest import (
+    CLEAN,
+    Stages,
+    dvc_status,
+    fan_out,
+    run,
+    stage,
+    write_stages,
+)
+from tests.flows.test_execute import gone_within
+
+MakeRepository = Callable[[Stages], Path]
+Server = dict[str, str]
+
+
+def reproduce(root: Path, server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "flows.reproduce", *arguments, cwd=root, **server)
+
+
+def states(server: Server) -> dict[str, str]:
+    """Return the state names of the newest flow run's tasks, by task."""
+    url = server["PREFECT_API_URL"]
+    newest = {"sort": "START_TIME_DESC", "limit": 1}
+    runs = requests.post(f"{url}/flow_runs/filter", json=newest, timeout=30)
+    wanted = {"flow_runs": {"id": {"any_": [runs.json()[0]["id"]]}}}
+    tasks = requests.post(f"{url}/task_runs/filter", json=wanted, timeout=30).json()
+    return {task["name"]: task["state"]["name"] for task in tasks}
+
+
+def test_progress_is_read_from_a_line() -> None:
+    """The share in a progress line is found."""
+    match = PROGRESS.search("train mnist/lenet5: 640/3,124 steps (20%), 212 images/s")
+    assert match is not None
+    assert match[1] == "20"
+
+
+def test_no_jobs_at_all_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """--jobs 0 is refused."""
+    with pytest.raises(SystemExit):
+        parse_arguments(["--jobs", "0"])
+    assert "--jobs: expected at least 1, received 0" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_would_run_and_why(make_repository: MakeRepository) -> None:
+    """--dry-run needs no server, runs nothing, and gives a reason for each stage."""
+    root = make_repository(fan_out(1))
+    assert run("dvc", "repro", cwd=root).returncode == 0
+    (root / "input.txt").write_text("other\n")
+    done = run(sys.executable, "-m", "flows.reproduce", "--dry-run", cwd=root)
+    assert done.stdout.splitlines() == [
+        "source: would run: modified input.txt",
+        "leaf0: would run: if source puts out something else",
+        "join: would run: if leaf0 puts out something else",
+    ]
+    assert (root / "source.txt").read_text() == "input\n"
+
+
+@pytest.mark.slow
+class TestWithServer:
+    """The flow, run against a real Prefect server."""
+
+    def test_it_leaves_what_dvc_repro_leaves(
+        self, make_repository: MakeRepository, server: Server
+    ) -> None:
+        """All stages run side by side; dvc.lock has the bytes that `dvc repro` writes."""
+        root = make_repository(fan_out(6, "sleep 0.$RANDOM"))
+        done = reproduce(root, server, "--jobs", "6")
+        assert done.returncode == 0, done.stderr
+        assert "8 stages: 8 completed" in done.stdout
+        assert dvc_status(root) == CLEAN
+        ours = (root / "dvc.lock").read_bytes()
+        (root / "dvc.lock").unlink()
+        assert run("dvc", "repro", "--force", cwd=root).returncode == 0
+        assert (root / "dvc.lock").read_bytes() == ours
+
+    def test_states_tell_what_came_of_each_stage(
+        self, make_repository: MakeRepository, server: Server
+    ) -> None:
+        """Stages are Completed, then Cached, and Restored where the run-cache has them."""
+        root = make_repository(fan_out(2))
+        reproduce(root, server)
+        assert set(states(server).values()) == {"Completed"}
+        begin = time.monotonic()
+        done = reproduce(root, server)
+        assert "4 stages: 4 cached" in done.stdout
+        assert time.monotonic() - begin < 6 * 2  # twice the promise: the machine may be busy
+        assert set(states(server).values()) == {"Cached"}
+        (root / "dvc.lock").unlink()
+        reproduce(root, server)
+        assert set(states(server).values()) == {"Restored"}
+
+    def test_a_failed_stage_fails_its_dependents_alone(
+        self, make_repository: MakeRepository, server: Server
+    ) -> None:
+        """What depends on a failed stage does not run; the rest does; the exit code says so."""
+        stages = fan_out(3)
+        stages["leaf1"]["cmd"] = "echo error: broken leaf; false"
+        root = make_repository(stages)
+        done = reproduce(root, server)
+        assert done.returncode == 1
+        assert "5 stages: 3 completed; failed: leaf1; not run: join" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert (root / "leaf2.txt").exists()
+
+    def test_a_stage_retries_as_often_as_it_may(
+        self, make_repository: MakeRepository, server: Server
+    ) -> None:
+        """A stage with retries is tried again, one without is not."""
+        flaky = "date >> $NAME.tries && test $(wc -l < $NAME.tries) -gt 1 && date > $NAME.out"
+        root = make_repository(
+            {
+                name: stage(flaky.replace("$NAME", name), out=f"{name}.out", meta=meta)
+                for name, meta in (
+                    ("patient", {"retries": 2, "retry_delay_s": 0.1}),
+                    ("strict", {}),
+                )
+            }
+        )
+        done = reproduce(root, server)
+        assert done.returncode == 1
+        assert "2 stages: 1 completed; failed: strict" in done.stderr
+
+    def test_two_flows_in_one_workspace_do_not_meet(
+        self, make_repository: MakeRepository, server: Server
+    ) -> None:
+        """A second flow in the same workspace is refused in one line, and harms nothing."""
+        root = make_repository(fan_out(1, "sleep 8"))
+        first = start(root, server)
+        while not (root / WORKSPACE_LOCK).exists() or not (root / WORKSPACE_LOCK).read_text():
+            assert first.poll() is None
+            time.sleep(0.1)
+        second = reproduce(root, server)
+        assert second.returncode == 1
+        assert "another flow runs here" in second.stderr
+        assert first.wait(60) == 0
+        assert dvc_status(root) == CLEAN
+
+    @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
+    def test_a_killed_flow_leaves_nothing_and_the_next_one_goes_on(
+        self, make_repository: MakeRepository, server: Server, how: str
+    ) -> None:
+        """However the flow ends, no process of a stage is left, and the next flow completes."""
+        root = make_repository(fan_out(4, "sleep 2"))
+        flow = start(root, server)
+        time.sleep(random.uniform(3, 9))  # noqa: S311
+        flow.send_signal(getattr(signal, how))
+        flow.wait(30)
+        assert gone_within(root, 10)
+        done = reproduce(root, server)
+        assert done.returncode == 0, done.stderr
+        assert dvc_status(root) == CLEAN
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda root: None, "Stage 'nosuch' not found"),
+            (lambda root: (root / "dvc.yaml").write_text("stages: ["), "structure is corrupted"),
+            (lambda root: write_stages(root, {"a": stage("x", meta={"gpu": 1})}), "mean 'gpus'"),
+        ],
+    )
+    def test_what_is_broken_is_one_clear_line(
+        self,
+        make_repository: MakeRepository,
+        server: Server,
+        damage: Callable[[Path], object],
+        message: str,
+    ) -> None:
+        """An unknown target, a broken dvc.yaml or a wrong policy is one line and code 1."""
+        root = make_repository(fan_out(1))
+        damage(root)
+        done = reproduce(root, server, *(["nosuch"] if "nosuch" in message else []))
+        assert done.returncode == 1
+        assert re.fullmatch(f"error: .*{message}.*\n", done.stderr), done.stderr
+
+
+@pytest.mark.slow
+def test_an_unreachable_server_is_one_clear_line(make_repository: MakeRepository) -> None:
+    """A server that does not answer is named, with the remedy."""
+    root = make_repository(fan_out(1))
+    nowhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(root.parent)}
+    done = reproduce(root, nowhere)
+    assert done.returncode == 1
+    assert "http://127.0.0.1:9/api/; start that server, or unset PREFECT_API_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def start(root: Path, server: Server) -> "subprocess.Popen[bytes]":
+    """Start a flow in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.reproduce", "--jobs", "4"],
+        cwd=root, env=environment(**server), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
