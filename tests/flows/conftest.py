@@ -1,7 +1,9 @@
 """A real DVC repository of small stages, and a real Prefect server."""
 
+import os
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -12,6 +14,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.conftest import environment
+
+# Prefect reads these while it is imported: a test neither finds nor touches the user's own.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
+os.environ.pop("PREFECT_API_URL", None)
 
 Stages = dict[str, dict[str, Any]]
 
