@@ -7,8 +7,11 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
 
+# Where `make server` listens; runs use it only if PREFECT_API_URL is set.
+deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro flow test test-quick check format bench-memory lock clean
+.PHONY: help setup run repro server deploy worker test test-quick check format bench-memory lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,15 +20,22 @@ setup: $(RUN_READY) ## install what running needs into .venv
 
 run: $(RUN_READY) ## train and measure every variant on the small data set; needs no network
 	python -m pipeline.params
-	dvc repro report@digits
+	python -m flows.reproduce report@digits $(FLAGS)
 
 repro: $(RUN_READY) ## the same on every data set of params.yaml, MNIST included
 	python -m pipeline.params
-	dvc repro
+	python -m flows.reproduce $(FLAGS)
 
-flow: $(RUN_READY) ## reproduce through Prefect: stages side by side, with retries
-	python -m pipeline.params
-	python -m flows.reproduce
+server: $(RUN_READY) ## start Prefect's server and its page, on this machine only
+	prefect server start --host 127.0.0.1
+
+deploy: $(RUN_READY) ## tell the server of the deployments, their schedule and the automations
+	prefect --no-prompt work-pool create --type process --overwrite alexnet-mnist
+	prefect --no-prompt deploy --all
+	python -m flows.automations
+
+worker: $(RUN_READY) ## run what the deployments start, until it is stopped
+	prefect worker start --pool alexnet-mnist
 
 test: $(TEST_READY) ## run all tests
 	pytest

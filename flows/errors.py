@@ -3,10 +3,12 @@
 FlowError
 ├── GraphError      dvc.yaml cannot be read, has a cycle, or lacks a target
 ├── PolicyError     a stage's `meta` holds an unknown key or a wrong value
+├── RecordError     a result cannot be recorded or shared as asked
 ├── WorkspaceBusy   another flow runs in this workspace
 ├── StageFailed     a stage's command failed
 ├── StageTimedOut   a stage took longer than its policy allows
-└── StageStopped    the flow was told to stop while the stage ran
+├── StageStopped    the flow was told to stop while the stage ran
+└── RunFailed       a stage of the run failed
 """
 
 
@@ -20,6 +22,10 @@ class GraphError(FlowError):
 
 class PolicyError(FlowError):
     """A stage's ``meta`` holds an unknown key or a wrong value."""
+
+
+class RecordError(FlowError):
+    """A result cannot be recorded or shared as asked."""
 
 
 class WorkspaceBusy(FlowError):  # noqa: N818 - a state of the workspace, not a fault
@@ -36,3 +42,7 @@ class StageTimedOut(FlowError):  # noqa: N818
 
 class StageStopped(FlowError):  # noqa: N818
     """The flow was told to stop while the stage ran."""
+
+
+class RunFailed(FlowError):  # noqa: N818
+    """A stage of the run failed; which ones, and what became of the rest."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dvc.config import NoRemoteError
 from dvc.dvcfile import PROJECT_FILE
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 
 LOCK_FILE = "dvc.lock"
+PARAMS_FILE = "params.yaml"
+MISSING = ("deleted ", "not in cache ")  # as DVC's status says it
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,23 @@ class Node:
     changes : tuple of str
         Why DVC would run it, as far as can be told before its upstream has run; empty if it is up
         to date.
+    missing : tuple of str
+        What is not here but was, and may come from a remote.
+    in_git : tuple of str
+        What it writes that git keeps: outputs that DVC does not cache, and the lists of those that
+        it does, below the root.
     """
 
     name: str
     upstream: tuple[str, ...]
     policy: Policy
     changes: tuple[str, ...]
+    missing: tuple[str, ...]
+    in_git: tuple[str, ...]
+
+    def reasons(self, allow_missing: bool = False) -> tuple[str, ...]:
+        """Return why the stage is to be run; a missing file is a reason unless it may be."""
+        return self.changes if allow_missing else self.changes + self.missing
 
 
 def read_graph(root: Path, targets: Sequence[str] = ()) -> list[Node]:
@@ -61,20 +75,31 @@ def read_graph(root: Path, targets: Sequence[str] = ()) -> list[Node]:
     PolicyError
         If a stage's ``meta`` is wrong.
     """
-    # DVC takes targets as relative to the current folder.
-    with _explained(root), chdir(root), Repo(str(root)) as repo, repo.lock:
+    with _reading(root) as repo:
         graph = get_active_graph(repo.index.graph)
         wanted = collect_stages(repo, targets or [PROJECT_FILE])
         stages: list[Stage] = plan_repro(graph, wanted)
-        return [
-            Node(
-                name=stage.addressing,
-                upstream=tuple(sorted(each.addressing for each in graph.successors(stage))),
-                policy=read_policy(stage.addressing, stage.meta, bool(stage.is_import)),
-                changes=tuple(_changes(stage.status(check_updates=True))),
-            )
-            for stage in stages
-        ]
+        return [_read_node(stage, graph, root.resolve()) for stage in stages]
+
+
+def _read_node(stage: "Stage", graph: Any, root: Path) -> Node:
+    status = list(_changes(stage.status(check_updates=True)))
+    missing = [change for change in status if change.startswith(MISSING)]
+    return Node(
+        name=stage.addressing,
+        upstream=tuple(sorted(each.addressing for each in graph.successors(stage))),
+        policy=read_policy(stage.addressing, stage.meta, bool(stage.is_import)),
+        changes=tuple(change for change in status if change not in missing),
+        missing=tuple(missing),
+        in_git=tuple(_in_git(stage, root)),
+    )
+
+
+@contextmanager
+def _reading(root: Path) -> Iterator[Repo]:
+    """Open a repository under its lock; DVC names stages as seen from the current folder."""
+    with _explained(root), chdir(root), Repo(str(root)) as repo, repo.lock:
+        yield repo
 
 
 @contextmanager
@@ -103,6 +128,55 @@ def _changes(status: dict[str, list[Any]]) -> Iterator[str]:
                         yield from (f"{how} {path}: {key}" for key, how in change.items())
                     else:
                         yield f"{change} {path}"
+
+
+def _in_git(stage: "Stage", root: Path) -> Iterator[str]:
+    """Yield what git keeps of a stage's outputs: the file itself, or the .gitignore that has it."""
+    for out in stage.outs:
+        path = Path(out.fs_path)
+        kept = path if not out.use_cache else path.with_name(".gitignore")
+        if kept.is_relative_to(root):
+            yield str(kept.relative_to(root))
+
+
+def require_remote(root: Path) -> None:
+    """Refuse to share results where DVC has no default remote.
+
+    Raises
+    ------
+    GraphError
+        If there is none.
+    """
+    with _explained(root), Repo(str(root)) as repo:
+        try:
+            repo.cloud.get_remote()
+        except NoRemoteError:
+            raise GraphError(
+                f"{root}: DVC has no default remote to share results with; add one with "
+                "dvc remote add --default NAME URL"
+            ) from None
+
+
+def push_uncached(root: Path, nodes: Sequence[Node]) -> None:
+    """Send what ``dvc push --run-cache`` leaves out: outputs that git keeps, such as metrics.
+
+    The run-cache needs them to restore a stage in another clone, where git may not have them yet.
+
+    Raises
+    ------
+    GraphError
+        If the remote cannot be had.
+    """
+    names = {node.name for node in nodes}
+    with _reading(root) as repo:
+        hashes = [
+            out.hash_info
+            for stage in repo.index.stages
+            if stage.addressing in names
+            for out in stage.outs
+            if out.hash_info and not out.use_cache and repo.cache.local.exists(out.hash_info.value)
+        ]
+        repo.cloud.push(hashes)
 
 
 def read_lock_order(root: Path) -> list[str]:
@@ -170,4 +244,17 @@ def set_params(root: Path, assignments: Sequence[str]) -> None:
     from dvc.utils.hydra import apply_overrides
 
     with _explained(root):
-        apply_overrides(root / "params.yaml", list(assignments))
+        apply_overrides(root / PARAMS_FILE, list(assignments))
+
+
+@contextmanager
+def changed_params(root: Path, assignments: Sequence[str]) -> Iterator[None]:
+    """Change params.yaml while the block runs, and have it as it was afterwards."""
+    path = root / PARAMS_FILE
+    before = path.read_bytes() if assignments and path.exists() else None
+    try:
+        set_params(root, assignments)
+        yield
+    finally:
+        if before is not None:
+            path.write_bytes(before)

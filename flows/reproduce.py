@@ -5,8 +5,7 @@
 
 import argparse
 import os
-import re
-import subprocess
+import queue
 import sys
 import threading
 import time
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 # Read by Prefect while it is imported; what the user has set is left alone.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
@@ -24,36 +23,43 @@ if __name__ == "__main__":
     # The run's log has every line; a terminal gets one line a stage.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
-from prefect import Task, flow, get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+import httpx
+from prefect import Task, flow, get_client, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from flows.errors import FlowError, StageStopped
+from flows.artifacts import StageLog, publish_results
+from flows.errors import FlowError, RunFailed, StageStopped
 from flows.execute import Outcome, run_stage
 from flows.graph import (
     Node,
-    metrics_against_head,
+    changed_params,
     read_graph,
     read_lock_order,
     restore_lock_order,
     set_params,
 )
+from flows.record import (
+    Record,
+    branch,
+    push_commit,
+    push_data,
+    push_experiment,
+    record_commit,
+    record_experiment,
+    require_recordable,
+    require_unchanged,
+)
 from flows.slots import Resources, hold_workspace
+from flows.terminal import Terminal
+from flows.watch import watching
 
 JITTER = 0.5
-PROGRESS = re.compile(r"\((\d{1,3})%\)")
-PROGRESS_INTERVAL_S = 5.0
 SERVER_REMEDY = "start that server, or unset PREFECT_API_URL for a temporary one"
 
 
@@ -67,28 +73,36 @@ class Reproduction:
         The workspace.
     jobs : int
         How many stages may run at once.
-    options : sequence of str
-        More options of ``dvc repro`` for each stage.
+    force, pull : bool
+        Whether to run what is up to date too, and to fetch what is missing.
     keep_going : bool
         Whether stages that do not depend on a failed one still run.
+    terminal : Terminal
+        Shows what happens.
     """
 
     root: Path
     jobs: int
-    options: Sequence[str] = ()
+    force: bool = False
+    pull: bool = False
     keep_going: bool = True
+    terminal: Terminal = field(default_factory=Terminal)
     resources: Resources = field(default_factory=Resources)
     stop: threading.Event = field(default_factory=threading.Event)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.free_jobs = threading.Semaphore(self.jobs)
+    def is_unchanged(self, node: Node) -> bool:
+        """Tell whether neither a stage nor anything that it depends on changed."""
+        reasons = self.force or node.reasons(allow_missing=self.pull)
+        return not reasons and all(
+            self.outcomes.get(name) is Outcome.CACHED for name in node.upstream
+        )
 
     def run(self, node: Node, on_line: Callable[[str], None]) -> Outcome:
-        """Run a stage, unless neither it nor anything that it depends on changed."""
-        changed = node.changes or "--force" in self.options
-        if not changed and all(self.outcomes[name] is Outcome.CACHED for name in node.upstream):
+        """Run a stage, unless it is unchanged."""
+        if self.is_unchanged(node):
             outcome = Outcome.CACHED
+            self.terminal.end(node.name, outcome.lower())
         else:
             outcome = self._run_process(node, on_line)
         self.outcomes[node.name] = outcome
@@ -96,61 +110,32 @@ class Reproduction:
 
     def _run_process(self, node: Node, on_line: Callable[[str], None]) -> Outcome:
         policy = node.policy
-        with (
-            self.resources.hold(policy.gpus, policy.memory_gb, self.stop) as (environment, held),
-            self.free_jobs,
-        ):
-            if self.stop.is_set():
-                raise StageStopped(f"{node.name}: not begun")
-            say(f"{node.name}: running")
+        options = ["--force"] * self.force + ["--pull", "--allow-missing"] * self.pull
+
+        def take(line: str) -> None:
+            on_line(line)
+            self.terminal.line(node.name, line)
+
+        with self.resources.hold(policy.gpus, policy.memory_gb, self.stop) as (environment, held):
+            self.terminal.begin(node.name)
             begin = time.monotonic()
             try:
                 outcome = run_stage(
                     self.root,
                     node.name,
-                    options=self.options,
+                    options=options,
                     environment=environment,
                     held=held,
                     timeout_s=policy.timeout_minutes and policy.timeout_minutes * 60,
                     stop=self.stop,
-                    on_line=on_line,
+                    on_line=take,
                 )
             except FlowError as error:
-                say(f"{node.name}: failed after {time.monotonic() - begin:.1f} s: {error}")
-                if not self.keep_going:
-                    self.stop.set()
+                why = str(error).removeprefix(f"{node.name}: ")
+                self.terminal.end(node.name, "failed", time.monotonic() - begin, why)
                 raise
-            say(f"{node.name}: {outcome.lower()} in {time.monotonic() - begin:.1f} s")
+            self.terminal.end(node.name, outcome.lower(), time.monotonic() - begin)
             return outcome
-
-
-def say(line: str) -> None:
-    """Print a line for whoever started the flow in a terminal."""
-    print(line, flush=True)
-
-
-class StageLog:
-    """Takes a stage's lines to the run's log, and its progress to an artifact."""
-
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-        self.logger = get_run_logger()
-        self.artifact: Any = None
-        self.updated = 0.0
-
-    def __call__(self, line: str) -> None:
-        """Log a line; it may tell how much is done."""
-        self.logger.info("%s", line)
-        match = PROGRESS.search(line)
-        if not match or time.monotonic() - self.updated < PROGRESS_INTERVAL_S:
-            return
-        self.updated = time.monotonic()
-        share = min(100.0, float(match[1]))
-        if self.artifact is None:
-            key = re.sub(r"[^a-z0-9]+", "-", self.stage.lower()).strip("-")
-            self.artifact = create_progress_artifact(share, key=key, description=line)
-        else:
-            update_progress_artifact(self.artifact, share, description=line)
 
 
 def make_task(node: Node, reproduction: Reproduction) -> Task[[], State[Any]]:
@@ -168,7 +153,7 @@ def make_task(node: Node, reproduction: Reproduction) -> Task[[], State[Any]]:
     )
     def run_node() -> State[Any]:
         outcome = reproduction.run(node, StageLog(node.name))
-        return Completed(name=outcome.value, message="; ".join(node.changes) or None)
+        return Completed(name=outcome.value, message="; ".join(node.reasons()) or None)
 
     return run_node
 
@@ -183,8 +168,10 @@ def reproduce(
     jobs: int = 2,
     force: bool = False,
     keep_going: bool = True,
+    params: list[str] | None = None,
     pull: bool = False,
     push: bool = False,
+    record: Record | None = None,
 ) -> State[Any]:
     """Reproduce the stages that `targets` need, all of them by default.
 
@@ -198,46 +185,94 @@ def reproduce(
         Run what is up to date too.
     keep_going : bool
         Run what does not depend on a failed stage.
+    params : list of str, optional
+        ``key=value`` to set in params.yaml first.
     pull, push : bool
         Fetch missing data and runs from the remote, and send it what is new.
+    record : {"commit", "experiment"}, optional
+        How to record the result: on the branch that is checked out, or as a DVC experiment.
+
+    Raises
+    ------
+    FlowError
+        If something is wrong with the graph, the workspace or what was asked for, or if a stage
+        fails.
     """
-    options = ["--force"] * force + ["--pull", "--allow-missing"] * pull
-    reproduction = Reproduction(Path.cwd(), jobs, options, keep_going)
-    try:
-        return _reproduce(reproduction, targets or [], push)
-    except FlowError as error:
-        return Failed(message=str(error))
-
-
-def _reproduce(reproduction: Reproduction, targets: Sequence[str], push: bool) -> State[Any]:
-    root = reproduction.root
-    with hold_workspace(root):
-        nodes = read_graph(root, targets)
-        lock_order = read_lock_order(root)
-        with _stopping(reproduction):
-            states = _run_all(nodes, reproduction)
-        restore_lock_order(root, lock_order, nodes)
-        _publish(root)
+    root = Path.cwd()
+    with hold_workspace(root), Terminal() as terminal:
+        require_recordable(root, record, pull=pull, push=push)
+        set_params(root, params or [])
+        reproduction = Reproduction(root, jobs, force, pull, keep_going, terminal)
+        nodes = read_graph(root, targets or [])
+        message, is_whole = _run_graph(nodes, reproduction)
+        publish_results(root)
+        if reproduction.stop.is_set():
+            return Cancelled(message=message)
+        if not is_whole:
+            raise RunFailed(message)
         if push:
-            _push(root)
-    return summarise(states)
+            push_data(root, nodes)
+        if record:
+            nodes = read_graph(root, targets or [])
+            require_unchanged(nodes)
+            message += f"; {_record(root, nodes, record, message, push)}"
+    return Completed(message=message)
 
 
-def _run_all(nodes: Sequence[Node], reproduction: Reproduction) -> dict[str, State[Any]]:
+def _run_graph(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, bool]:
+    """Run all stages; return what came of them, and whether all are completed."""
+    root = reproduction.root
+    lock_order = read_lock_order(root)
+    flow_run = runtime.flow_run.id
+
+    def is_cancelled() -> bool:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(flow_run).state
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+    has_worker = runtime.deployment.id is not None
+    with (
+        _stopping(reproduction),
+        watching(is_cancelled, reproduction.stop.set, has_worker=has_worker),
+    ):
+        states = schedule(nodes, reproduction)
+    restore_lock_order(root, lock_order, nodes)
+    is_whole = len(states) == len(nodes) and all(state.is_completed() for state in states.values())
+    return summarise(nodes, states), is_whole
+
+
+def schedule(nodes: Sequence[Node], reproduction: Reproduction) -> dict[str, State[Any]]:
+    """Submit each stage once its upstream is done and a job is free; return their final states."""
     futures: dict[str, PrefectFuture[Any]] = {}
-    for node in nodes:
-        upstream = [futures[name] for name in node.upstream]
-        futures[node.name] = make_task(node, reproduction).submit(
-            return_state=False, wait_for=upstream
-        )
-    for future in futures.values():
+    states: dict[str, State[Any]] = {}
+    waiting = list(nodes)
+    running: set[str] = set()
+    finished: queue.SimpleQueue[PrefectFuture[Any]] = queue.SimpleQueue()
+    while waiting or len(states) < len(futures):
+        for node in [node for node in waiting if states.keys() >= set(node.upstream)]:
+            if not reproduction.is_unchanged(node):
+                if len(running) == reproduction.jobs:
+                    continue
+                running.add(node.name)
+            waiting.remove(node)
+            upstream = [futures[name] for name in node.upstream]
+            future = make_task(node, reproduction).submit(return_state=False, wait_for=upstream)
+            futures[node.name] = future
+            future.add_done_callback(finished.put)
+        future = finished.get()
         future.wait()
-    return {name: future.state for name, future in futures.items()}
+        name = next(name for name, each in futures.items() if each is future)
+        running.discard(name)
+        states[name] = future.state
+        failed = not states[name].is_completed()
+        if reproduction.stop.is_set() or (failed and not reproduction.keep_going):
+            waiting.clear()
+    return states
 
 
 @contextmanager
 def _stopping(reproduction: Reproduction) -> Iterator[None]:
-    """End all stages when the flow is cancelled or interrupted."""
+    """End all stages when the flow is interrupted."""
     try:
         yield
     except BaseException:
@@ -245,12 +280,11 @@ def _stopping(reproduction: Reproduction) -> Iterator[None]:
         raise
 
 
-def summarise(states: dict[str, State[Any]]) -> State[Any]:
-    """Return the flow's final state: completed only if every stage was, and which were not."""
+def summarise(nodes: Sequence[Node], states: dict[str, State[Any]]) -> str:
+    """Return how many stages ended in which way, and the names of those that did not complete."""
     failed = [name for name, state in states.items() if state.is_failed() or state.is_crashed()]
-    left = [
-        name for name, state in states.items() if not state.is_completed() and name not in failed
-    ]
+    completed = {name for name, state in states.items() if state.is_completed()}
+    left = [node.name for node in nodes if node.name not in {*completed, *failed}]
     counts = [
         (sum(state.name == outcome.value for state in states.values()), outcome.value.lower())
         for outcome in Outcome
@@ -258,48 +292,40 @@ def summarise(states: dict[str, State[Any]]) -> State[Any]:
     parts = [f"{count} {what}" for count, what in counts if count]
     parts += [f"failed: {', '.join(failed)}"] if failed else []
     parts += [f"not run: {', '.join(left)}"] if left else []
-    message = f"{len(states)} stages: {'; '.join(parts)}"
-    if failed:
-        return Failed(message=message)
-    return Cancelled(message=message) if left else Completed(message=message)
+    return f"{len(nodes)} stages: {'; '.join(parts)}"
 
 
-def _publish(root: Path) -> None:
-    """Show metrics, with their change against the last commit, and reports in Prefect."""
-    rows = metrics_against_head(root)
-    if rows:
-        create_table_artifact(rows, key="metrics", description="Metrics against HEAD")
-    for report in sorted((root / "reports").glob("*.md")):
-        create_markdown_artifact(report.read_text(encoding="utf-8"), key=f"report-{report.stem}")
+def _record(root: Path, nodes: Sequence[Node], record: Record, message: str, push: bool) -> str:
+    """Record what the run made, share it if asked, and return what was recorded."""
+    title = f"Reproduce {message}"
+    if record == "commit":
+        commit = record_commit(root, nodes, title)
+        if commit and push:
+            push_commit(root)
+        return f"commit {commit} on {branch(root)}" if commit else "nothing new to commit"
+    # Prefect's names repeat; with the run's id they do not.
+    name = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
+    experiment = record_experiment(root, nodes, name, title)
+    if experiment and push:
+        push_experiment(root, experiment)
+    return f"experiment {experiment}" if experiment else "nothing new to save"
 
 
-def _push(root: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "push", "--run-cache"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-        raise FlowError(f"push failed: {lines[0].removeprefix('ERROR: ') if lines else 'unknown'}")
-
-
-def show_plan(root: Path, targets: Sequence[str], force: bool) -> None:
+def show_plan(root: Path, targets: Sequence[str], force: bool, pull: bool) -> None:
     """Print what would run, and why, without a server."""
     may_run: set[str] = set()
     for node in read_graph(root, targets):
         behind = [name for name in node.upstream if name in may_run]
-        if node.changes or force:
-            reason = "; ".join(node.changes) or "forced"
+        reasons = node.reasons(allow_missing=pull)
+        if reasons or force:
+            reason = "; ".join(reasons) or "forced"
         elif behind:
             reason = f"if {' or '.join(behind)} puts out something else"
         else:
-            say(f"{node.name}: cached")
+            print(f"{node.name}: cached")
             continue
         may_run.add(node.name)
-        say(f"{node.name}: would run: {reason}")
+        print(f"{node.name}: would run: {reason}")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -318,43 +344,68 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and why")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change params.yaml first"
+        "--set",
+        action="append",
+        default=[],
+        dest="params",
+        metavar="KEY=VALUE",
+        help="change params.yaml first",
     )
     parser.add_argument("--pull", action="store_true", help="fetch what is missing from the remote")
     parser.add_argument("--push", action="store_true", help="send what is new to the remote")
+    parser.add_argument(
+        "--record",
+        choices=get_args(Record),
+        help="record the result: a commit on this branch, or a DVC experiment",
+    )
     parsed = parser.parse_args(arguments)
     if parsed.jobs < 1:
         parser.error(f"--jobs: expected at least 1, received {parsed.jobs}")
     return parsed
 
 
+def run(parsed: argparse.Namespace) -> None:
+    """Do what the command line asks for.
+
+    Raises
+    ------
+    FlowError
+        If the run is refused, fails or is cancelled.
+    """
+    root = Path.cwd()
+    if parsed.dry_run:
+        with changed_params(root, parsed.params):
+            show_plan(root, parsed.targets, parsed.force, parsed.pull)
+        return
+    # Before a server is started; the flow asks again, since it may run without this command.
+    require_recordable(root, parsed.record, pull=parsed.pull, push=parsed.push)
+    arguments = {key: value for key, value in vars(parsed).items() if key != "dry_run"}
+    begin = time.monotonic()
+    state = reproduce(**arguments, return_state=True)
+    if state.is_cancelled():
+        raise RunFailed(f"cancelled; {state.message}")
+    if not state.is_completed():
+        reason = state.result(raise_on_failure=False)
+        if isinstance(reason, BaseException):
+            raise reason
+        raise RunFailed(state.message)
+    print(f"{state.message} ({time.monotonic() - begin:.1f} s)")
+
+
 def main() -> int:
     """Run the flow from the command line; return 0 only if every stage completed."""
     parsed = parse_arguments()
-    root = Path.cwd()
-    begin = time.monotonic()
     try:
-        set_params(root, parsed.set)
-        if parsed.dry_run:
-            show_plan(root, parsed.targets, parsed.force)
-            return 0
-        state = reproduce(
-            parsed.targets, parsed.jobs, parsed.force, parsed.keep_going, parsed.pull, parsed.push,
-            return_state=True,
-        )  # fmt: skip
+        run(parsed)
     except FlowError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (PrefectException, RuntimeError) as error:
+    except (PrefectException, httpx.HTTPError, RuntimeError) as error:
         print(f"error: Prefect: {' '.join(str(error).split())}; {SERVER_REMEDY}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
-    if not state.is_completed():
-        print(f"error: {state.message}", file=sys.stderr)
-        return 1
-    say(f"{state.message} ({time.monotonic() - begin:.1f} s)")
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from flows.reproduce import PROGRESS, parse_arguments
+from flows.reproduce import parse_arguments
 from flows.slots import WORKSPACE_LOCK
 from tests.conftest import environment
 from tests.flows.conftest import (
@@ -40,13 +40,6 @@ def states(server: Server) -> dict[str, str]:
     wanted = {"flow_runs": {"id": {"any_": [runs.json()[0]["id"]]}}}
     tasks = requests.post(f"{url}/task_runs/filter", json=wanted, timeout=30).json()
     return {task["name"]: task["state"]["name"] for task in tasks}
-
-
-def test_progress_is_read_from_a_line() -> None:
-    """The share in a progress line is found."""
-    match = PROGRESS.search("train mnist/lenet5: 640/3,124 steps (20%), 212 images/s")
-    assert match is not None
-    assert match[1] == "20"
 
 
 def test_no_jobs_at_all_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,66 @@
+"""What a run leaves in Prefect: stage output in its log, progress, metrics and reports."""
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.exceptions import PrefectException
+
+from flows.graph import metrics_against_head
+from flows.terminal import share_done
+
+PROGRESS_INTERVAL_S = 5.0
+
+
+class StageLog:
+    """Takes a stage's lines to the run's log, and its progress to an artifact."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.logger = get_run_logger()
+        self.artifact: Any = None
+        self.updated = 0.0
+
+    def __call__(self, line: str) -> None:
+        """Log a line; it may tell how much is done."""
+        share = share_done(line)
+        if share is None:
+            self.logger.info("%s", line)
+        elif share == 100 or time.monotonic() - self.updated >= PROGRESS_INTERVAL_S:
+            self.updated = time.monotonic()
+            self.logger.info("%s", line)
+            try:
+                self._show(share, line)
+            except (httpx.HTTPError, PrefectException) as error:
+                # A server that is away stops no training.
+                self.logger.warning("no progress artifact: %s", error)
+
+    def _show(self, share: float, line: str) -> None:
+        if self.artifact is None:
+            self.artifact = create_progress_artifact(share, key=key(self.stage), description=line)
+        else:
+            update_progress_artifact(self.artifact, share, description=line)
+
+
+def key(name: str) -> str:
+    """Return a name as Prefect takes it for an artifact's key."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def publish_results(root: Path) -> None:
+    """Show metrics, with their change against the last commit, and reports."""
+    rows = metrics_against_head(root)
+    if rows:
+        create_table_artifact(rows, key="metrics", description="Metrics against HEAD")
+    for report in sorted((root / "reports").glob("*.md")):
+        text = report.read_text(encoding="utf-8")
+        create_markdown_artifact(text, key=key(f"report-{report.stem}"))

@@ -1,0 +1,95 @@
+"""What Prefect's server does about runs of this flow that went wrong: ``make deploy`` sets it up.
+
+``python -m flows.automations`` creates the automations, or brings them up to date.
+"""
+
+import asyncio
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+
+import httpx
+from prefect.automations import Automation
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import CancelFlowRun, ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import PrefectException
+
+HEARTBEATS_MISSED_AFTER = timedelta(seconds=90)  # three, as prefect.yaml sets their interval
+NOT_BEGUN_AFTER = timedelta(minutes=10)
+TOO_LATE_AFTER = timedelta(hours=6)
+
+
+def _absence(after: set[str], expect: set[str], within: timedelta) -> EventTrigger:
+    """Return a trigger for a run of this flow that shows no more sign of life."""
+    return EventTrigger(
+        posture=Posture.Proactive,
+        after={f"prefect.flow-run.{event}" for event in after},
+        expect={f"prefect.flow-run.{event}" for event in expect},
+        match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+        match_related=ResourceSpecification(
+            {"prefect.resource.role": "flow", "prefect.resource.name": "reproduce"}
+        ),
+        for_each={"prefect.resource.id"},
+        threshold=1,
+        within=within,
+    )
+
+
+AUTOMATIONS = (
+    Automation(
+        name="alexnet-mnist: crash runs whose process died",
+        description="A run that sends no heartbeat for 90 seconds does not stay Running.",
+        trigger=_absence({"heartbeat"}, {"*"}, HEARTBEATS_MISSED_AFTER),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED, message="No heartbeat: its process or worker died."
+            )
+        ],
+    ),
+    Automation(
+        name="alexnet-mnist: crash runs that a worker took and never began",
+        description="A run does not stay Pending for more than 10 minutes.",
+        trigger=_absence({"Pending"}, {"*"}, NOT_BEGUN_AFTER),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED, message="Never began: its worker died before."
+            )
+        ],
+    ),
+    Automation(
+        name="alexnet-mnist: cancel runs that are too late",
+        description="A run that no worker took for 6 hours is left to the next one.",
+        trigger=_absence({"Late"}, {"*"}, TOO_LATE_AFTER),
+        actions=[CancelFlowRun()],
+    ),
+)
+
+
+async def apply(automations: Iterable[Automation] = AUTOMATIONS) -> None:
+    """Make the server's automations of these names be these."""
+    for automation in automations:
+        try:
+            existing = await Automation.aread(name=automation.name)
+        except ValueError:
+            await automation.acreate()
+            print(f"created: {automation.name}")
+        else:
+            automation.id = existing.id
+            await automation.aupdate()
+            print(f"up to date: {automation.name}")
+
+
+def main() -> int:
+    """Apply the automations to the server that PREFECT_API_URL names."""
+    try:
+        asyncio.run(apply())
+    except (PrefectException, httpx.HTTPError) as error:
+        print(f"error: Prefect: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

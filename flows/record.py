@@ -1,0 +1,211 @@
+"""Record what a run made: as a commit of the branch, or as a DVC experiment; and share it.
+
+All that can be refused is refused before the run, so that no result is made that cannot be kept.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from flows.errors import RecordError
+from flows.graph import LOCK_FILE, PARAMS_FILE, Node, push_uncached, require_remote
+
+Record = Literal["commit", "experiment"]
+
+GIT = ("git",)
+DVC = (sys.executable, "-m", "dvc")
+
+
+def require_recordable(
+    root: Path, record: Record | None, *, pull: bool = False, push: bool = False
+) -> None:
+    """Refuse a run whose result could not be recorded or shared as asked.
+
+    Parameters
+    ----------
+    root : Path
+        The workspace.
+    record : {"commit", "experiment"} or None
+    pull, push : bool
+        Whether data shall come from DVC's remote, and whether the result shall be shared: data
+        with DVC's remote, what is recorded with git's.
+
+    Raises
+    ------
+    RecordError
+        If there is no remote, no commit to build on, or nobody to commit as; and for a commit, if
+        no branch is checked out, or what is there is not committed.
+    """
+    if pull or push:
+        require_remote(root)
+    if record is None:
+        return
+    if not _answers(root, "rev-parse", "--verify", "--quiet", "HEAD"):
+        raise RecordError(f"{root}: has no git commit to record a result on; commit first")
+    if not _answers(root, "var", "GIT_COMMITTER_IDENT"):
+        raise RecordError(
+            f"{root}: git does not know who commits; set user.name and user.email with git config"
+        )
+    if record == "commit":
+        branch(root)
+        _require_clean(root)
+    if push:
+        _remote(root)
+
+
+def _require_clean(root: Path) -> None:
+    changes = _run(root, *GIT, "status", "--porcelain").splitlines()
+    if changes:
+        first = changes[0].split(maxsplit=1)[1]
+        raise RecordError(
+            f"{root}: {len(changes)} uncommitted {'change' if len(changes) == 1 else 'changes'}, "
+            f"such as {first}; commit or stash before --record commit, or use --record experiment, "
+            "which takes them along"
+        )
+
+
+def branch(root: Path) -> str:
+    """Return the name of the branch that is checked out.
+
+    Raises
+    ------
+    RecordError
+        If there is none: HEAD is detached.
+    """
+    if not _answers(root, "symbolic-ref", "--quiet", "HEAD"):
+        raise RecordError(
+            f"{root}: HEAD is detached, and a commit there would be lost; check out a branch "
+            "before --record commit, or use --record experiment"
+        )
+    return _run(root, *GIT, "symbolic-ref", "--short", "HEAD")
+
+
+def _remote(root: Path) -> str:
+    """Return the git remote that takes what is recorded: the branch's own, else ``origin``."""
+    remotes = _run(root, *GIT, "remote").split()
+    name = "origin"
+    if _answers(root, "symbolic-ref", "--quiet", "HEAD"):
+        key = f"branch.{branch(root)}.remote"
+        name = _run(root, *GIT, "config", "--default", name, key)
+    if name not in remotes:
+        raise RecordError(
+            f"{root}: there is no git remote {name!r} to push to; add one with "
+            f"git remote add {name} URL"
+        )
+    return name
+
+
+def require_unchanged(nodes: Sequence[Node]) -> None:
+    """Refuse to record results of other code, params or data than lie there now.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        The stages of the run, read once more after it.
+
+    Raises
+    ------
+    RecordError
+        If a stage is no longer up to date: something was edited while the run was going.
+    """
+    for node in nodes:
+        if node.changes:
+            raise RecordError(
+                f"not recorded, since {node.name} changed while the run was going "
+                f"({node.changes[0]}); run again"
+            )
+
+
+def record_commit(root: Path, nodes: Sequence[Node], message: str) -> str | None:
+    """Commit what the run wrote, and nothing else.
+
+    Parameters
+    ----------
+    root : Path
+    nodes : sequence of Node
+        The stages of the run, read once more after it.
+    message : str
+
+    Returns
+    -------
+    str or None
+        The short hash of the commit; None if there was nothing to commit.
+    """
+    written = [LOCK_FILE, PARAMS_FILE, *(path for node in nodes for path in node.in_git)]
+    existing = [path for path in dict.fromkeys(written) if (root / path).exists()]
+    _run(root, *GIT, "add", "--", *existing)
+    if _answers(root, "diff", "--cached", "--quiet"):
+        return None
+    _run(root, *GIT, "commit", "--quiet", "--message", message)
+    return _run(root, *GIT, "rev-parse", "--short", "HEAD")
+
+
+def record_experiment(root: Path, nodes: Sequence[Node], name: str, message: str) -> str | None:
+    """Save the workspace as a DVC experiment on the commit that is checked out.
+
+    Returns
+    -------
+    str or None
+        The experiment's name; None if the workspace is as it was committed.
+    """
+    if not _run(root, *GIT, "status", "--porcelain"):
+        return None
+    # By name: DVC would otherwise take as done what other stages have still to do, and fail on
+    # files that are not here.
+    stages = [node.name for node in nodes if not node.reasons()]
+    if not stages:
+        return None
+    _run(root, *DVC, "exp", "save", "--name", name, "--message", message, *stages)
+    return name
+
+
+def push_data(root: Path, nodes: Sequence[Node]) -> None:
+    """Send data, models and the run-cache to DVC's remote."""
+    _run(root, *DVC, "push", "--run-cache")
+    push_uncached(root, nodes)
+
+
+def push_commit(root: Path) -> None:
+    """Send the branch's head to its remote."""
+    name = branch(root)
+    _run(root, *GIT, "push", "--quiet", _remote(root), f"HEAD:refs/heads/{name}")
+
+
+def push_experiment(root: Path, name: str) -> None:
+    """Send an experiment's commit to the git remote; `push_data` sent its data."""
+    _run(root, *DVC, "exp", "push", "--no-cache", _remote(root), name)
+
+
+def _answers(root: Path, *git: str) -> bool:
+    """Tell whether a git command succeeds."""
+    command = [*GIT, *git]
+    done = subprocess.run(command, cwd=root, capture_output=True, check=False)  # noqa: S603
+    return done.returncode == 0
+
+
+def _run(root: Path, *command: str) -> str:
+    """Return what a command prints.
+
+    Raises
+    ------
+    RecordError
+        If it fails, with the line that says why.
+    """
+    done = subprocess.run(  # noqa: S603 - git or DVC
+        command, cwd=root, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        told = [line for line in lines if line.lower().startswith(("error", "fatal", "!"))]
+        reason = (told or lines or [f"exit status {done.returncode}"])[0]
+        shown = " ".join(["git" if command[0] == "git" else "dvc", *_words(command)])
+        raise RecordError(f"{root}: {shown}: {reason}")
+    return done.stdout.strip()
+
+
+def _words(command: Sequence[str]) -> list[str]:
+    """Return the subcommand's words, such as ``exp save``."""
+    words = command[1:] if command[0] == "git" else command[3:]
+    return [word for word in words[:2] if not word.startswith("-")]
