@@ -6,12 +6,15 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
+# pip needs the extras that others ask for beside each pin, or it refuses the hashes.
+LOCK := uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	--no-strip-extras
 
 # Where `make server` listens; runs use it only if PREFECT_API_URL is set.
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro server deploy worker test test-quick check format bench-memory lock clean
+.PHONY: help setup run repro server deploy worker test test-quick soak services check format bench-memory lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +46,13 @@ test: $(TEST_READY) ## run all tests
 test-quick: $(TEST_READY) ## run the tests that take seconds
 	pytest -m "not slow"
 
+soak: $(TEST_READY) ## kill flow, stages, server and worker 20 times each, fan out 50 times (an hour)
+	KILLS=20 FAN_OUTS=50 pytest tests/flows/test_kills.py
+
+services: ## install what the tests of deployments use, from Debian's packages; needs root
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver postgresql
+
 check: $(TEST_READY) ## lint, check formatting and types
 	ruff check .
 	ruff format --check .
@@ -58,10 +68,8 @@ bench-memory: $(RUN_READY) ## measure evaluation's memory on MNIST, after `make 
 	done
 
 lock: ## pin and hash the dependencies anew (needs uv)
-	uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml -o requirements.txt
-	uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(LOCK) pyproject.toml -o requirements.txt
+	$(LOCK) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 
 clean: ## remove .venv and caches; results and DVC's cache stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis

@@ -22,6 +22,9 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 if __name__ == "__main__":
     # The run's log has every line; a terminal gets one line a stage.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    # A server that is away for 14 seconds is waited for at each report, not for a minute.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
 
 import httpx
 from prefect import Task, flow, get_client, runtime, task
@@ -29,6 +32,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
@@ -60,7 +64,6 @@ from flows.terminal import Terminal
 from flows.watch import watching
 
 JITTER = 0.5
-SERVER_REMEDY = "start that server, or unset PREFECT_API_URL for a temporary one"
 
 
 @dataclass
@@ -205,6 +208,7 @@ def reproduce(
         reproduction = Reproduction(root, jobs, force, pull, keep_going, terminal)
         nodes = read_graph(root, targets or [])
         message, is_whole = _run_graph(nodes, reproduction)
+        terminal.say(message)
         publish_results(root)
         if reproduction.stop.is_set():
             return Cancelled(message=message)
@@ -215,7 +219,9 @@ def reproduce(
         if record:
             nodes = read_graph(root, targets or [])
             require_unchanged(nodes)
-            message += f"; {_record(root, nodes, record, message, push)}"
+            recorded = _record(root, nodes, record, message, push)
+            terminal.say(f"recorded: {recorded}")
+            message += f"; {recorded}"
     return Completed(message=message)
 
 
@@ -380,7 +386,6 @@ def run(parsed: argparse.Namespace) -> None:
     # Before a server is started; the flow asks again, since it may run without this command.
     require_recordable(root, parsed.record, pull=parsed.pull, push=parsed.push)
     arguments = {key: value for key, value in vars(parsed).items() if key != "dry_run"}
-    begin = time.monotonic()
     state = reproduce(**arguments, return_state=True)
     if state.is_cancelled():
         raise RunFailed(f"cancelled; {state.message}")
@@ -389,7 +394,18 @@ def run(parsed: argparse.Namespace) -> None:
         if isinstance(reason, BaseException):
             raise reason
         raise RunFailed(state.message)
-    print(f"{state.message} ({time.monotonic() - begin:.1f} s)")
+
+
+def explain(error: Exception) -> str:
+    """Return what is wrong with the server, and what helps, in one line."""
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+    if status in (401, 403):
+        return (
+            f"Prefect: {PREFECT_API_URL.value()} refuses who we are ({status}); set "
+            "PREFECT_API_AUTH_STRING to the server's own string"
+        )
+    told = " ".join(str(error).split())
+    return f"Prefect: {told}; start that server, or unset PREFECT_API_URL for a temporary one"
 
 
 def main() -> int:
@@ -401,7 +417,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (PrefectException, httpx.HTTPError, RuntimeError) as error:
-        print(f"error: Prefect: {' '.join(str(error).split())}; {SERVER_REMEDY}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, httpx.TransportError):
+            os._exit(1)  # Prefect would wait for seconds with each event that is yet to be sent
         return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
