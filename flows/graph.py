@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LOCK_FILE = "dvc.lock"
 PARAMS_FILE = "params.yaml"
+LOCK_ORDER_FILE = ".dvc/tmp/flow.lock-order"
 MISSING = ("deleted ", "not in cache ")  # as DVC's status says it
 
 
@@ -179,38 +180,45 @@ def push_uncached(root: Path, nodes: Sequence[Node]) -> None:
         repo.cloud.push(hashes)
 
 
-def read_lock_order(root: Path) -> list[str]:
-    """Return the stages in dvc.lock, in the order in which it has them."""
+@contextmanager
+def keeping_lock_order(root: Path, nodes: Sequence[Node]) -> Iterator[None]:
+    """Have dvc.lock in the order in which ``dvc repro`` would have written it.
+
+    Stages that run side by side are recorded as they finish, which is another order each time. The
+    order from before is kept in a file until it is restored, for the run after one that was killed.
+
+    Parameters
+    ----------
+    root : Path
+    nodes : sequence of Node
+        In the order of `read_graph`.
+    """
+    kept = root / LOCK_ORDER_FILE
+    before = _read_lock_order(root)
+    if kept.exists():
+        before = kept.read_text().splitlines()
+    part = kept.with_suffix(".part")
+    part.write_text("\n".join(before))
+    part.replace(kept)
+    yield
+    _restore_lock_order(root, [*before, *(node.name for node in nodes)])
+    kept.unlink()
+
+
+def _read_lock_order(root: Path) -> list[str]:
     if not (root / LOCK_FILE).exists():
         return []
     with _explained(root):
         return list(load_yaml(root / LOCK_FILE).get("stages", {}))
 
 
-def restore_lock_order(root: Path, before: Sequence[str], nodes: Sequence[Node]) -> None:
-    """Put new stages of dvc.lock in the order of the graph, as ``dvc repro`` would have.
-
-    Stages that run side by side are recorded as they finish, which is another order each time.
-
-    Parameters
-    ----------
-    root : Path
-    before : sequence of str
-        What `read_lock_order` returned before the run.
-    nodes : sequence of Node
-        In the order of `read_graph`.
-    """
-    now = read_lock_order(root)
-    order = [*before, *(node.name for node in nodes if node.name not in before)]
-    wanted = sorted(now, key=order.index)
+def _restore_lock_order(root: Path, order: Sequence[str]) -> None:
+    now = _read_lock_order(root)
+    # A stage of an earlier, killed run of other targets comes last.
+    wanted = sorted(now, key=[*order, *now].index)
     if now == wanted:
         return
-    with (
-        _explained(root),
-        Repo(str(root)) as repo,
-        repo.lock,
-        modify_yaml(root / LOCK_FILE) as lock,
-    ):
+    with _reading(root), modify_yaml(root / LOCK_FILE) as lock:
         lock["stages"] = {name: lock["stages"][name] for name in wanted}
 
 

@@ -43,9 +43,8 @@ from flows.execute import Outcome, run_stage
 from flows.graph import (
     Node,
     changed_params,
+    keeping_lock_order,
     read_graph,
-    read_lock_order,
-    restore_lock_order,
     set_params,
 )
 from flows.record import (
@@ -227,8 +226,6 @@ def reproduce(
 
 def _run_graph(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, bool]:
     """Run all stages; return what came of them, and whether all are completed."""
-    root = reproduction.root
-    lock_order = read_lock_order(root)
     flow_run = runtime.flow_run.id
 
     def is_cancelled() -> bool:
@@ -238,11 +235,11 @@ def _run_graph(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, 
 
     has_worker = runtime.deployment.id is not None
     with (
+        keeping_lock_order(reproduction.root, nodes),
         _stopping(reproduction),
         watching(is_cancelled, reproduction.stop.set, has_worker=has_worker),
     ):
         states = schedule(nodes, reproduction)
-    restore_lock_order(root, lock_order, nodes)
     is_whole = len(states) == len(nodes) and all(state.is_completed() for state in states.values())
     return summarise(nodes, states), is_whole
 

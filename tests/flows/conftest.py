@@ -1,11 +1,8 @@
 """A real DVC repository of small stages, and a real Prefect server."""
 
 import os
-import socket
 import subprocess
 import tempfile
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.conftest import environment
+from tests.flows.services import Server
 
 # Prefect reads these while it is imported: a test neither finds nor touches the user's own.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
@@ -85,29 +83,13 @@ def write_stages(root: Path, stages: Stages) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Start a Prefect server on SQLite; its value is the environment that leads to it."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    leads_there = {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
-    with open(home / "server.log", "w") as log:
-        process = subprocess.Popen(
-            ["prefect", "server", "start", "--port", str(port), "--no-ui"],
-            env=environment(PREFECT_HOME=str(home), PREFECT_SERVER_ANALYTICS_ENABLED="false"),
-            stdout=log, stderr=log,
-        )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=2).close()  # noqa: S310
-            break
-        except OSError:
-            assert process.poll() is None, (home / "server.log").read_text()[-2000:]
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.5)
-    yield leads_there
-    process.terminate()
-    process.wait(30)
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start a Prefect server on SQLite."""
+    with Server(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server(prefect: Server) -> dict[str, str]:
+    """Return the environment that leads to the server."""
+    return prefect.leads_there

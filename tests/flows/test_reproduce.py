@@ -22,6 +22,8 @@ from tests.flows.conftest import (
     stage,
     write_stages,
 )
+from tests.flows.services import Server as PrefectServer
+from tests.flows.services import wait_until
 from tests.flows.test_execute import gone_within
 
 MakeRepository = Callable[[Stages], Path]
@@ -61,6 +63,31 @@ def test_a_dry_run_says_what_would_run_and_why(make_repository: MakeRepository) 
         "join: would run: if leaf0 puts out something else",
     ]
     assert (root / "source.txt").read_text() == "input\n"
+
+
+def test_a_dry_run_changes_no_params(make_repository: MakeRepository) -> None:
+    """--dry-run with --set plans for the changed params, and leaves the file as it was."""
+    root = make_repository({"copy": stage("cp params.yaml copy.txt", out="copy.txt", params=["n"])})
+    (root / "params.yaml").write_text("n: 1 # a comment\n")
+    assert run("dvc", "repro", cwd=root).returncode == 0
+    done = run(sys.executable, "-m", "flows.reproduce", "--dry-run", "--set", "n=2", cwd=root)
+    assert done.stdout == "copy: would run: modified params.yaml: n\n"
+    assert (root / "params.yaml").read_text() == "n: 1 # a comment\n"
+
+
+def test_what_cannot_be_recorded_is_refused_without_a_server(
+    make_repository: MakeRepository,
+) -> None:
+    """A dirty checkout with --record commit, or --push without a remote, is one line and code 1."""
+    root = make_repository(fan_out(1))
+    nowhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = reproduce(root, nowhere, "--push")
+    assert done.returncode == 1
+    assert re.fullmatch("error: .*no default remote.*\n", done.stderr)
+    (root / "input.txt").write_text("other\n")
+    done = reproduce(root, nowhere, "--record", "commit")
+    assert done.returncode == 1
+    assert re.fullmatch("error: .*1 uncommitted change, such as input.txt.*\n", done.stderr)
 
 
 @pytest.mark.slow
@@ -142,6 +169,47 @@ class TestWithServer:
         assert "another flow runs here" in second.stderr
         assert first.wait(60) == 0
         assert dvc_status(root) == CLEAN
+
+    def test_a_run_cancelled_in_the_page_ends(
+        self, make_repository: MakeRepository, prefect: PrefectServer
+    ) -> None:
+        """A run that was started in a terminal ends too when it is cancelled in the page."""
+        root = make_repository(fan_out(2, "sleep 30"))
+        flow = start(root, prefect.leads_there)
+        wait_until((root / "source.txt").exists, 60, "the first stage")
+        run_id = prefect.runs(state={"name": {"any_": ["Running"]}})[0]["id"]
+        prefect.cancel(run_id)
+        assert flow.wait(30) == 1
+        assert gone_within(root, 1)
+        assert prefect.state(run_id) == "Cancelled"
+
+    @pytest.mark.parametrize("record", ["commit", "experiment"])
+    def test_a_result_is_recorded_and_shared(
+        self, make_repository: MakeRepository, server: Server, tmp_path: Path, record: str
+    ) -> None:
+        """--set, --push and --record leave a commit or an experiment at the remotes."""
+        root = make_repository({"copy": stage("cp params.yaml copy.txt", out="copy.txt")})
+        stages = {"copy": stage("cp params.yaml copy.txt", out="copy.txt", params=["n"])}
+        write_stages(root, stages)
+        (root / "params.yaml").write_text("n: 1\n")
+        for command in (
+            ("git", "init", "-q", "--bare", str(tmp_path / "origin.git")),
+            ("git", "remote", "add", "origin", str(tmp_path / "origin.git")),
+            ("dvc", "remote", "add", "-d", "store", str(tmp_path / "store")),
+            ("git", "add", "-A"),
+            ("git", "commit", "-qm", "second"),
+            ("git", "push", "-qu", "origin", "HEAD"),
+        ):
+            assert run(*command, cwd=root).returncode == 0
+        done = reproduce(root, server, "--set", "n=2", "--push", "--record", record)
+        assert done.returncode == 0, done.stderr
+        assert f"recorded: {record} " in done.stdout
+        refs = run("git", "for-each-ref", cwd=tmp_path / "origin.git").stdout.splitlines()
+        kind = "refs/heads/" if record == "commit" else "refs/exps/"
+        recorded = next(ref.split()[0] for ref in refs if kind in ref)
+        assert run("git", "show", f"{recorded}:params.yaml", cwd=root).stdout == "n: 2\n"
+        assert "n: 2" in run("git", "show", f"{recorded}:dvc.lock", cwd=root).stdout
+        assert list((tmp_path / "store" / "files").rglob("??/*"))
 
     @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
     def test_a_killed_flow_leaves_nothing_and_the_next_one_goes_on(

@@ -1,0 +1,75 @@
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from flows import watch
+from flows.watch import watching
+from tests.conftest import ROOT
+from tests.flows.services import wait_until
+
+ORPHAN = """
+import sys, time
+from flows.watch import watching
+with watching(lambda: False, lambda: None, has_worker=sys.argv[1] == "worker"):
+    print("watching", flush=True)
+    time.sleep(60)
+"""
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.parametrize("parent", ["worker", "terminal"])
+def test_a_flow_ends_with_its_worker_and_with_nothing_else(parent: str) -> None:
+    """When the worker is killed, the flow ends itself; the end of a terminal does not matter."""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", PARENT, ORPHAN, parent], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert worker.stdout is not None
+    child = psutil.Process(int(worker.stdout.readline()))
+    assert worker.stdout.readline() == "watching\n"
+    worker.kill()
+    worker.wait()
+    try:
+        if parent == "worker":
+            wait_until(lambda: not child.is_running(), 5, "the flow's end")
+        else:
+            time.sleep(3 * watch.POLL_S)
+            assert child.is_running()
+    finally:
+        if child.is_running():
+            child.kill()
+        worker.stdout.close()
+
+
+def test_a_cancelled_run_is_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends the stages is called once, however long the run stays cancelled."""
+    monkeypatch.setattr(watch, "POLL_S", 0.01)
+    calls = []
+    with watching(lambda: True, lambda: calls.append(1), has_worker=False):
+        time.sleep(0.3)
+    assert calls == [1]
+
+
+def test_a_server_that_does_not_answer_cancels_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error counts as no, and the question is asked again."""
+    monkeypatch.setattr(watch, "POLL_S", 0.01)
+    answers: Iterator[bool | Exception] = iter([ConnectionError("away"), False, True])
+    cancelled = threading.Event()
+
+    def is_cancelled() -> bool:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with watching(is_cancelled, cancelled.set, has_worker=False):
+        assert cancelled.wait(5)
