@@ -40,8 +40,8 @@ deploy: $(RUN_READY) ## tell the server of the deployments, their schedule and t
 worker: $(RUN_READY) ## run what the deployments start, until it is stopped
 	prefect worker start --pool alexnet-mnist
 
-test: $(TEST_READY) ## run all tests
-	pytest
+test: $(TEST_READY) ## run all tests, three files at once
+	pytest -n 3 --dist loadscope -rs
 
 test-quick: $(TEST_READY) ## run the tests that take seconds
 	pytest -m "not slow"

@@ -202,7 +202,8 @@ def reproduce(
     """
     root = Path.cwd()
     with hold_workspace(root), Terminal() as terminal:
-        require_recordable(root, record, pull=pull, push=push)
+        if runtime.flow_run.run_count <= 1:  # a retry finds what the first try wrote
+            require_recordable(root, record, pull=pull, push=push)
         set_params(root, params or [])
         reproduction = Reproduction(root, jobs, force, pull, keep_going, terminal)
         nodes = read_graph(root, targets or [])

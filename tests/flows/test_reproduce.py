@@ -155,6 +155,37 @@ class TestWithServer:
         assert done.returncode == 1
         assert "2 stages: 1 completed; failed: strict" in done.stderr
 
+    def test_a_whole_run_can_be_retried(
+        self, make_repository: MakeRepository, server: Server
+    ) -> None:
+        """A run that failed goes on when Prefect retries it, and its result is committed."""
+        flaky = (
+            "date > new.tries; ls old.tries && date > flaky.txt || (mv new.tries old.tries; false)"
+        )
+        root = make_repository(fan_out(1) | {"flaky": stage(flaky, out="flaky.txt")})
+        with open(root / ".gitignore", "a") as file:
+            file.write("*.tries\n")
+        assert run("git", "add", "-A", cwd=root).returncode == 0
+        assert run("git", "commit", "-qm", "ignore the tries", cwd=root).returncode == 0
+        retries = server | {"PREFECT_FLOWS_DEFAULT_RETRIES": "1"}
+        done = reproduce(root, retries, "--record", "commit")
+        assert done.returncode == 0, done.stderr
+        assert "4 stages: 3 completed; failed: flaky" in done.stdout
+        assert "4 stages: 1 completed; 3 cached" in done.stdout
+        assert "recorded: commit " in done.stdout
+
+    def test_without_keep_going_nothing_new_begins(
+        self, make_repository: MakeRepository, server: Server
+    ) -> None:
+        """--no-keep-going begins no stage after one has failed."""
+        stages = fan_out(2)
+        stages["source"]["cmd"] = "false"
+        root = make_repository(stages | {"other": stage("date > other.txt", out="other.txt")})
+        done = reproduce(root, server, "--jobs", "1", "--no-keep-going")
+        assert done.returncode == 1
+        assert "5 stages: failed: source; not run: leaf0, leaf1, join, other" in done.stderr
+        assert not (root / "other.txt").exists()
+
     def test_two_flows_in_one_workspace_do_not_meet(
         self, make_repository: MakeRepository, server: Server
     ) -> None:
@@ -232,6 +263,12 @@ class TestWithServer:
             (lambda root: None, "Stage 'nosuch' not found"),
             (lambda root: (root / "dvc.yaml").write_text("stages: ["), "structure is corrupted"),
             (lambda root: write_stages(root, {"a": stage("x", meta={"gpu": 1})}), "mean 'gpus'"),
+            (
+                lambda root: write_stages(
+                    root, {"a": stage("x", ("b",), "a"), "b": stage("x", ("a",), "b")}
+                ),
+                "both a dependency and an output",
+            ),
         ],
     )
     def test_what_is_broken_is_one_clear_line(
