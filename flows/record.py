@@ -161,6 +161,34 @@ def record_experiment(root: Path, nodes: Sequence[Node], name: str, message: str
     return name
 
 
+def record_result(
+    root: Path, nodes: Sequence[Node], record: Record, *, title: str, name: str, push: bool
+) -> str:
+    """Record what the run made, share it if asked, and return what was recorded.
+
+    Parameters
+    ----------
+    root : Path
+    nodes : sequence of Node
+        The stages of the run, read once more after it.
+    record : {"commit", "experiment"}
+    title : str
+        The message of the commit, or of the experiment's.
+    name : str
+        The experiment's name.
+    push : bool
+    """
+    if record == "commit":
+        commit = record_commit(root, nodes, title)
+        if commit and push:
+            push_commit(root)
+        return f"commit {commit} on {branch(root)}" if commit else "nothing new to commit"
+    experiment = record_experiment(root, nodes, name, title)
+    if experiment and push:
+        push_experiment(root, experiment)
+    return f"experiment {experiment}" if experiment else "nothing new to save"
+
+
 def push_data(root: Path, nodes: Sequence[Node]) -> None:
     """Send data, models and the run-cache to DVC's remote."""
     _run(root, *DVC, "push", "--run-cache")

@@ -5,13 +5,8 @@
 
 import argparse
 import os
-import queue
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,141 +22,24 @@ if __name__ == "__main__":
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
 
 import httpx
-from prefect import Task, flow, get_client, runtime, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
-from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.tasks import exponential_backoff
 
-from flows.artifacts import StageLog, publish_results
-from flows.errors import FlowError, RunFailed, StageStopped
-from flows.execute import Outcome, run_stage
+from flows.artifacts import publish_results
+from flows.errors import FlowError, RunFailed
 from flows.graph import (
-    Node,
     changed_params,
-    keeping_lock_order,
     read_graph,
     set_params,
 )
-from flows.record import (
-    Record,
-    branch,
-    push_commit,
-    push_data,
-    push_experiment,
-    record_commit,
-    record_experiment,
-    require_recordable,
-    require_unchanged,
-)
-from flows.slots import Resources, hold_workspace
+from flows.record import Record, push_data, record_result, require_recordable, require_unchanged
+from flows.slots import hold_workspace
+from flows.stages import Reproduction, run_stages
 from flows.terminal import Terminal
-from flows.watch import watching
-
-JITTER = 0.5
-
-
-@dataclass
-class Reproduction:
-    """What the stages of one run share.
-
-    Parameters
-    ----------
-    root : Path
-        The workspace.
-    jobs : int
-        How many stages may run at once.
-    force, pull : bool
-        Whether to run what is up to date too, and to fetch what is missing.
-    keep_going : bool
-        Whether stages that do not depend on a failed one still run.
-    terminal : Terminal
-        Shows what happens.
-    """
-
-    root: Path
-    jobs: int
-    force: bool = False
-    pull: bool = False
-    keep_going: bool = True
-    terminal: Terminal = field(default_factory=Terminal)
-    resources: Resources = field(default_factory=Resources)
-    stop: threading.Event = field(default_factory=threading.Event)
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-
-    def is_unchanged(self, node: Node) -> bool:
-        """Tell whether neither a stage nor anything that it depends on changed."""
-        reasons = self.force or node.reasons(allow_missing=self.pull)
-        return not reasons and all(
-            self.outcomes.get(name) is Outcome.CACHED for name in node.upstream
-        )
-
-    def run(self, node: Node, on_line: Callable[[str], None]) -> Outcome:
-        """Run a stage, unless it is unchanged."""
-        if self.is_unchanged(node):
-            outcome = Outcome.CACHED
-            self.terminal.end(node.name, outcome.lower())
-        else:
-            outcome = self._run_process(node, on_line)
-        self.outcomes[node.name] = outcome
-        return outcome
-
-    def _run_process(self, node: Node, on_line: Callable[[str], None]) -> Outcome:
-        policy = node.policy
-        options = ["--force"] * self.force + ["--pull", "--allow-missing"] * self.pull
-
-        def take(line: str) -> None:
-            on_line(line)
-            self.terminal.line(node.name, line)
-
-        with self.resources.hold(policy.gpus, policy.memory_gb, self.stop) as (environment, held):
-            self.terminal.begin(node.name)
-            begin = time.monotonic()
-            try:
-                outcome = run_stage(
-                    self.root,
-                    node.name,
-                    options=options,
-                    environment=environment,
-                    held=held,
-                    timeout_s=policy.timeout_minutes and policy.timeout_minutes * 60,
-                    stop=self.stop,
-                    on_line=take,
-                )
-            except FlowError as error:
-                why = str(error).removeprefix(f"{node.name}: ")
-                self.terminal.end(node.name, "failed", time.monotonic() - begin, why)
-                raise
-            self.terminal.end(node.name, outcome.lower(), time.monotonic() - begin)
-            return outcome
-
-
-def make_task(node: Node, reproduction: Reproduction) -> Task[[], State[Any]]:
-    """Return the task that runs a stage by its policy."""
-
-    @task(
-        name=node.name,
-        task_run_name=node.name,
-        retries=node.policy.retries,
-        retry_delay_seconds=exponential_backoff(node.policy.retry_delay_s),
-        retry_jitter_factor=JITTER,
-        retry_condition_fn=_may_retry,
-        cache_policy=NO_CACHE,  # DVC is the cache
-        persist_result=False,
-    )
-    def run_node() -> State[Any]:
-        outcome = reproduction.run(node, StageLog(node.name))
-        return Completed(name=outcome.value, message="; ".join(node.reasons()) or None)
-
-    return run_node
-
-
-def _may_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
-    return not isinstance(state.result(raise_on_failure=False), StageStopped)
 
 
 @flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
@@ -207,7 +85,7 @@ def reproduce(
         set_params(root, params or [])
         reproduction = Reproduction(root, jobs, force, pull, keep_going, terminal)
         nodes = read_graph(root, targets or [])
-        message, is_whole = _run_graph(nodes, reproduction)
+        message, is_whole = run_stages(nodes, reproduction)
         terminal.say(message)
         publish_results(root)
         if reproduction.stop.is_set():
@@ -219,100 +97,13 @@ def reproduce(
         if record:
             nodes = read_graph(root, targets or [])
             require_unchanged(nodes)
-            recorded = _record(root, nodes, record, message, push)
+            # Prefect's names repeat; with the run's id they do not.
+            name = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
+            title = f"Reproduce {message}"
+            recorded = record_result(root, nodes, record, title=title, name=name, push=push)
             terminal.say(f"recorded: {recorded}")
             message += f"; {recorded}"
     return Completed(message=message)
-
-
-def _run_graph(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, bool]:
-    """Run all stages; return what came of them, and whether all are completed."""
-    flow_run = runtime.flow_run.id
-
-    def is_cancelled() -> bool:
-        with get_client(sync_client=True) as client:
-            state = client.read_flow_run(flow_run).state
-        return state is not None and (state.is_cancelling() or state.is_cancelled())
-
-    has_worker = runtime.deployment.id is not None
-    with (
-        keeping_lock_order(reproduction.root, nodes),
-        _stopping(reproduction),
-        watching(is_cancelled, reproduction.stop.set, has_worker=has_worker),
-    ):
-        states = schedule(nodes, reproduction)
-    is_whole = len(states) == len(nodes) and all(state.is_completed() for state in states.values())
-    return summarise(nodes, states), is_whole
-
-
-def schedule(nodes: Sequence[Node], reproduction: Reproduction) -> dict[str, State[Any]]:
-    """Submit each stage once its upstream is done and a job is free; return their final states."""
-    futures: dict[str, PrefectFuture[Any]] = {}
-    states: dict[str, State[Any]] = {}
-    waiting = list(nodes)
-    running: set[str] = set()
-    finished: queue.SimpleQueue[PrefectFuture[Any]] = queue.SimpleQueue()
-    while waiting or len(states) < len(futures):
-        for node in [node for node in waiting if states.keys() >= set(node.upstream)]:
-            if not reproduction.is_unchanged(node):
-                if len(running) == reproduction.jobs:
-                    continue
-                running.add(node.name)
-            waiting.remove(node)
-            upstream = [futures[name] for name in node.upstream]
-            future = make_task(node, reproduction).submit(return_state=False, wait_for=upstream)
-            futures[node.name] = future
-            future.add_done_callback(finished.put)
-        future = finished.get()
-        future.wait()
-        name = next(name for name, each in futures.items() if each is future)
-        running.discard(name)
-        states[name] = future.state
-        failed = not states[name].is_completed()
-        if reproduction.stop.is_set() or (failed and not reproduction.keep_going):
-            waiting.clear()
-    return states
-
-
-@contextmanager
-def _stopping(reproduction: Reproduction) -> Iterator[None]:
-    """End all stages when the flow is interrupted."""
-    try:
-        yield
-    except BaseException:
-        reproduction.stop.set()
-        raise
-
-
-def summarise(nodes: Sequence[Node], states: dict[str, State[Any]]) -> str:
-    """Return how many stages ended in which way, and the names of those that did not complete."""
-    failed = [name for name, state in states.items() if state.is_failed() or state.is_crashed()]
-    completed = {name for name, state in states.items() if state.is_completed()}
-    left = [node.name for node in nodes if node.name not in {*completed, *failed}]
-    counts = [
-        (sum(state.name == outcome.value for state in states.values()), outcome.value.lower())
-        for outcome in Outcome
-    ]
-    parts = [f"{count} {what}" for count, what in counts if count]
-    parts += [f"failed: {', '.join(failed)}"] if failed else []
-    parts += [f"not run: {', '.join(left)}"] if left else []
-    return f"{len(nodes)} stages: {'; '.join(parts)}"
-
-
-def _record(root: Path, nodes: Sequence[Node], record: Record, message: str, push: bool) -> str:
-    """Record what the run made, share it if asked, and return what was recorded."""
-    title = f"Reproduce {message}"
-    if record == "commit":
-        commit = record_commit(root, nodes, title)
-        if commit and push:
-            push_commit(root)
-        return f"commit {commit} on {branch(root)}" if commit else "nothing new to commit"
-    # Prefect's names repeat; with the run's id they do not.
-    name = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
-    experiment = record_experiment(root, nodes, name, title)
-    if experiment and push:
-        push_experiment(root, experiment)
-    return f"experiment {experiment}" if experiment else "nothing new to save"
 
 
 def show_plan(root: Path, targets: Sequence[str], force: bool, pull: bool) -> None:
