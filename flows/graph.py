@@ -1,7 +1,8 @@
 """dvc.yaml's graph, read through DVC itself: which stages there are, and which of them changed."""
 
+import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from dvc.dvcfile import PROJECT_FILE
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
-from dvc.utils.serialize import load_yaml, modify_yaml
+from dvc.utils.serialize import modify_yaml, parse_yaml
 
 from flows.errors import GraphError
 from flows.policy import Policy, read_policy
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 LOCK_FILE = "dvc.lock"
 PARAMS_FILE = "params.yaml"
-LOCK_ORDER_FILE = ".dvc/tmp/flow.lock-order"
 MISSING = ("deleted ", "not in cache ")  # as DVC's status says it
 
 
@@ -180,12 +180,11 @@ def push_uncached(root: Path, nodes: Sequence[Node]) -> None:
         repo.cloud.push(hashes)
 
 
-@contextmanager
-def keeping_lock_order(root: Path, nodes: Sequence[Node]) -> Iterator[None]:
-    """Have dvc.lock in the order in which ``dvc repro`` would have written it.
+def order_lock(root: Path, nodes: Sequence[Node]) -> None:
+    """Put dvc.lock in the order in which ``dvc repro`` writes it, from the last commit on.
 
-    Stages that run side by side are recorded as they finish, which is another order each time. The
-    order from before is kept in a file until it is restored, for the run after one that was killed.
+    DVC keeps what is there and appends what is new, in the order of the graph. Stages that run side
+    by side are recorded as they finish, which is another order each time.
 
     Parameters
     ----------
@@ -193,33 +192,30 @@ def keeping_lock_order(root: Path, nodes: Sequence[Node]) -> Iterator[None]:
     nodes : sequence of Node
         In the order of `read_graph`.
     """
-    kept = root / LOCK_ORDER_FILE
-    before = _read_lock_order(root)
-    if kept.exists():
-        before = kept.read_text().splitlines()
-    part = kept.with_suffix(".part")
-    part.write_text("\n".join(before))
-    part.replace(kept)
-    yield
-    _restore_lock_order(root, [*before, *(node.name for node in nodes)])
-    kept.unlink()
-
-
-def _read_lock_order(root: Path) -> list[str]:
-    if not (root / LOCK_FILE).exists():
-        return []
-    with _explained(root):
-        return list(load_yaml(root / LOCK_FILE).get("stages", {}))
-
-
-def _restore_lock_order(root: Path, order: Sequence[str]) -> None:
-    now = _read_lock_order(root)
-    # A stage of an earlier, killed run of other targets comes last.
-    wanted = sorted(now, key=[*order, *now].index)
-    if now == wanted:
+    path = root / LOCK_FILE
+    if not path.exists():
         return
-    with _reading(root), modify_yaml(root / LOCK_FILE) as lock:
-        lock["stages"] = {name: lock["stages"][name] for name in wanted}
+    with _explained(root):
+        now = _stages_of(path.read_text(encoding="utf-8"), str(path))
+    committed = subprocess.run(  # noqa: S603
+        ["git", "show", f"HEAD:./{LOCK_FILE}"],  # noqa: S607
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    before: list[str] = []
+    with suppress(DvcException):  # a damaged commit has no order to keep
+        before = _stages_of(committed.stdout, f"HEAD:{LOCK_FILE}")
+    # What is in neither, such as a stage of another target, comes last.
+    wanted = sorted(now, key=[*before, *(node.name for node in nodes), *now].index)
+    if now != wanted:
+        with _reading(root), modify_yaml(path) as lock:
+            lock["stages"] = {name: lock["stages"][name] for name in wanted}
+
+
+def _stages_of(text: str, name: str) -> list[str]:
+    return list(parse_yaml(text, name).get("stages", {}))
 
 
 def metrics_against_head(root: Path) -> list[dict[str, Any]]:

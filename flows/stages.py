@@ -19,7 +19,7 @@ from prefect.tasks import exponential_backoff
 from flows.artifacts import StageLog
 from flows.errors import FlowError, StageStopped
 from flows.execute import Outcome, run_stage
-from flows.graph import Node, keeping_lock_order
+from flows.graph import Node, order_lock
 from flows.slots import Resources
 from flows.terminal import Terminal
 from flows.watch import watching
@@ -137,11 +137,11 @@ def run_stages(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, 
 
     has_worker = runtime.deployment.id is not None
     with (
-        keeping_lock_order(reproduction.root, nodes),
         _stopping(reproduction),
         watching(is_cancelled, reproduction.stop.set, has_worker=has_worker),
     ):
         states = schedule(nodes, reproduction)
+    order_lock(reproduction.root, nodes)
     is_whole = len(states) == len(nodes) and all(state.is_completed() for state in states.values())
     return summarise(nodes, states), is_whole
 
