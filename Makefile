@@ -14,7 +14,7 @@ LOCK := uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-u
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro server deploy worker test test-quick soak services check format bench-memory lock clean
+.PHONY: help setup run repro compare server deploy worker test test-quick soak services check format bench-memory lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ run: $(RUN_READY) ## train and measure every variant on the small data set; need
 repro: $(RUN_READY) ## the same on every data set of params.yaml, MNIST included
 	python -m pipeline.params
 	python -m flows.reproduce $(FLAGS)
+
+compare: $(RUN_READY) ## what changed since the last commit, and whether it is better; REVS="REV REV …"
+	python -m pipeline.compare $(REVS) $(FLAGS)
 
 server: $(RUN_READY) ## start Prefect's server and its page, on this machine only
 	prefect server start --host 127.0.0.1

@@ -1,0 +1,107 @@
+"""Whether two classifiers differ: tests and intervals for accuracies, most on the same images."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy.stats import binomtest, norm
+
+from pipeline.metrics import Z_95, wilson_interval
+
+SIGNIFICANCE = 0.05
+
+
+class Difference(NamedTuple):
+    """A difference in accuracy, as a share: its value, 95 % interval and p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(n: int, fixed: int, broken: int) -> Difference:
+    """Compare two classifiers on the same images.
+
+    Parameters
+    ----------
+    n : int
+        How many images there are.
+    fixed, broken : int
+        How many only the second one has right, and how many only the first one.
+
+    Returns
+    -------
+    Difference
+        Second minus first. The p-value is that of McNemar's exact test, two-sided; the interval is
+        Wald's with half an image added to each cell of the table.
+
+    Notes
+    -----
+    Sources: Q. McNemar, Note on the sampling error of the difference between correlated proportions
+    or percentages, Psychometrika 12 (1947); A. Agresti and Y. Min, Simple improved confidence
+    intervals for comparing matched proportions, Statistics in Medicine 24 (2005).
+    """
+    discordant = fixed + broken
+    p = float(binomtest(fixed, discordant).pvalue) if discordant else 1.0
+    centre = (fixed - broken) / (n + 2)
+    variance = (discordant + 1) / (n + 2) - centre**2
+    margin = Z_95 * math.sqrt(variance / (n + 2))
+    return Difference(
+        (fixed - broken) / n, max(-1.0, centre - margin), min(1.0, centre + margin), p
+    )
+
+
+def unpaired_difference(first_right: int, first: int, second_right: int, second: int) -> Difference:
+    """Compare two classifiers of which only the counts are known.
+
+    Parameters
+    ----------
+    first_right, first : int
+        How many images the first one has right, of how many.
+    second_right, second : int
+
+    Returns
+    -------
+    Difference
+        Second minus first. The p-value is that of the score test of two proportions, the interval
+        Newcombe's, from the two Wilson intervals.
+
+    Notes
+    -----
+    Source: R. G. Newcombe, Interval estimation for the difference between independent proportions,
+    Statistics in Medicine 17 (1998), method 10.
+    """
+    share_1, share_2 = first_right / first, second_right / second
+    low_1, high_1 = wilson_interval(first_right, first)
+    low_2, high_2 = wilson_interval(second_right, second)
+    value = share_2 - share_1
+    pooled = (first_right + second_right) / (first + second)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / first + 1 / second))
+    return Difference(
+        value,
+        value - math.hypot(share_2 - low_2, high_1 - share_1),
+        value + math.hypot(high_2 - share_2, share_1 - low_1),
+        float(2 * norm.sf(abs(value) / error)) if error else 1.0,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number, in the order given.
+
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal
+    of Statistics 6 (1979).
+    """
+    adjusted = [1.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def verdict(value: float, p: float) -> str:
+    """Return what a difference says: ``better``, ``worse`` or ``no evidence of a difference``."""
+    if p >= SIGNIFICANCE:
+        return "no evidence of a difference"
+    return "better" if value > 0 else "worse"
