@@ -73,11 +73,10 @@ async def apply(automations: Iterable[Automation] = AUTOMATIONS) -> None:
         try:
             existing = await Automation.aread(name=automation.name)
         except ValueError:
-            await automation.acreate()
+            await automation.model_copy().acreate()
             print(f"created: {automation.name}")
         else:
-            automation.id = existing.id
-            await automation.aupdate()
+            await automation.model_copy(update={"id": existing.id}).aupdate()
             print(f"up to date: {automation.name}")
 
 

@@ -148,6 +148,9 @@ class Server(Service):
     def pause(self, deployment_id: str) -> None:
         self._request("PATCH", f"deployments/{deployment_id}", {"paused": True})
 
+    def delete(self, path: str) -> None:
+        self._request("DELETE", path, {})
+
     def cancel(self, run_id: str) -> None:
         """Cancel a run as the page's button does."""
         state = {"type": "CANCELLING", "name": "Cancelling"}

@@ -1,9 +1,16 @@
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import CancelFlowRun, ChangeFlowRunState
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from ruamel.yaml import YAML
 
-from flows.automations import AUTOMATIONS, HEARTBEATS_MISSED_AFTER
+from flows.automations import AUTOMATIONS, HEARTBEATS_MISSED_AFTER, apply
 from tests.conftest import ROOT
+from tests.flows.services import Server, wait_until
 
 PREFECT = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())
 
@@ -42,3 +49,37 @@ def test_deployments_are_of_the_flow_with_parameters_that_it_has() -> None:
         assert deployment["concurrency_limit"]["limit"] == 1
     nightly = next(each for each in PREFECT["deployments"] if each["name"] == "nightly")
     assert nightly["schedules"][0].keys() >= {"cron", "timezone"}
+
+
+@pytest.mark.slow
+def test_a_late_run_is_cancelled_and_one_that_never_began_crashes(prefect: Server) -> None:
+    """On a real server, with shorter times; applied twice, each automation is there once."""
+    shorter = [
+        automation.model_copy(
+            update={
+                "trigger": automation.trigger.model_copy(update={"within": timedelta(seconds=10)})
+            }
+        )
+        for automation in AUTOMATIONS
+    ]
+    with temporary_settings({PREFECT_API_URL: prefect.url}):
+        asyncio.run(apply(shorter))
+        asyncio.run(apply(shorter))
+    applied = prefect.ask("automations/filter")
+    assert sorted(each["name"] for each in applied) == sorted(
+        automation.name for automation in AUTOMATIONS
+    )
+    flow = prefect.ask("flows/", name="reproduce")["id"]
+    other = prefect.ask("flows/", name="another flow")["id"]
+
+    def make_run(flow_id: str, state: str) -> str:
+        made: dict[str, Any] = prefect.ask("flow_runs/", flow_id=flow_id, state={"type": state})
+        return str(made["id"])
+
+    late, untouched = make_run(flow, "SCHEDULED"), make_run(other, "SCHEDULED")
+    taken = make_run(flow, "PENDING")
+    wait_until(lambda: prefect.state(taken) == "Crashed", 90, "the run that never began")
+    wait_until(lambda: prefect.state(late) == "Cancelled", 120, "the late run")
+    assert prefect.state(untouched) == "Late"
+    for each in applied:
+        prefect.delete(f"automations/{each['id']}")
