@@ -6,6 +6,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -40,6 +41,7 @@ from flows.record import Record, push_data, record_result, require_recordable, r
 from flows.slots import hold_workspace
 from flows.stages import Reproduction, run_stages
 from flows.terminal import Terminal
+from pipeline.progress import duration
 
 
 @flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
@@ -79,6 +81,7 @@ def reproduce(
         fails.
     """
     root = Path.cwd()
+    begin = time.monotonic()
     with hold_workspace(root), Terminal() as terminal:
         if runtime.flow_run.run_count <= 1:  # a retry finds what the first try wrote
             require_recordable(root, record, pull=pull, push=push)
@@ -86,7 +89,7 @@ def reproduce(
         reproduction = Reproduction(root, jobs, force, pull, keep_going, terminal)
         nodes = read_graph(root, targets or [])
         message, is_whole = run_stages(nodes, reproduction)
-        terminal.say(message)
+        terminal.say(f"{message} (in {duration(time.monotonic() - begin)})")
         publish_results(root)
         if reproduction.stop.is_set():
             return Cancelled(message=message)
