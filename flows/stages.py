@@ -128,19 +128,19 @@ def _may_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 def run_stages(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, bool]:
     """Run all stages; return what came of them, and whether all are completed."""
-    flow_run = runtime.flow_run.id
-
-    def is_cancelled() -> bool:
-        with get_client(sync_client=True) as client:
-            state = client.read_flow_run(flow_run).state
-        return state is not None and (state.is_cancelling() or state.is_cancelled())
-
+    run_id = runtime.flow_run.id
     has_worker = runtime.deployment.id is not None
-    with (
-        _stopping(reproduction),
-        watching(is_cancelled, reproduction.stop.set, has_worker=has_worker),
-    ):
-        states = schedule(nodes, reproduction)
+    with get_client(sync_client=True) as client:
+
+        def is_cancelled() -> bool:
+            state = client.read_flow_run(run_id).state
+            return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+        with (
+            _stopping(reproduction),
+            watching(is_cancelled, reproduction.stop.set, has_worker=has_worker),
+        ):
+            states = schedule(nodes, reproduction)
     order_lock(reproduction.root, nodes)
     is_whole = len(states) == len(nodes) and all(state.is_completed() for state in states.values())
     return summarise(nodes, states), is_whole

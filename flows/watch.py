@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 POLL_S = 1.0
 POLLS_A_QUESTION = 2
+# Taken as early as can be: a worker that is killed while the flow begins is missed too.
+STARTED_BY = os.getppid()
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def watching(
         Whether a worker started this process. When it dies, SIGTERM ends this process too.
     """
     over = threading.Event()
-    arguments = (over, os.getppid() if has_worker else None, is_cancelled, cancel)
+    arguments = (over, STARTED_BY if has_worker else None, is_cancelled, cancel)
     thread = threading.Thread(target=_watch, args=arguments, daemon=True, name="watch")
     thread.start()
     try:
