@@ -6,11 +6,12 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
-# pip needs the extras that others ask for beside each pin, or it refuses the hashes.
-LOCK := uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	--no-strip-extras
+# The lock files are complete, and pip's own resolver trips over pins of packages with extras.
+INSTALL := pip install --quiet --no-deps --require-hashes
+LOCK := uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 # Where `make server` listens; runs use it only if PREFECT_API_URL is set.
+server: export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
 .DEFAULT_GOAL := help
@@ -21,11 +22,11 @@ help: ## list the targets
 
 setup: $(RUN_READY) ## install what running needs into .venv
 
-run: $(RUN_READY) ## train and measure every variant on the small data set; needs no network
+run: $(RUN_READY) ## train and measure every variant on the small data set; FLAGS="--jobs 4 …"
 	python -m pipeline.params
 	python -m flows.reproduce report@digits $(FLAGS)
 
-repro: $(RUN_READY) ## the same on every data set of params.yaml, MNIST included
+repro: $(RUN_READY) ## the same on every data set of params.yaml, MNIST included; FLAGS too
 	python -m pipeline.params
 	python -m flows.reproduce $(FLAGS)
 
@@ -36,9 +37,9 @@ server: $(RUN_READY) ## start Prefect's server and its page, on this machine onl
 	prefect server start --host 127.0.0.1
 
 deploy: $(RUN_READY) ## tell the server of the deployments, their schedule and the automations
+	python -m flows.automations
 	prefect --no-prompt work-pool create --type process --overwrite alexnet-mnist
 	prefect --no-prompt deploy --all
-	python -m flows.automations
 
 worker: $(RUN_READY) ## run what the deployments start, until it is stopped
 	prefect worker start --pool alexnet-mnist
@@ -82,9 +83,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(RUN_READY): requirements.txt | $(VENV)/bin/python
-	pip install --quiet --require-hashes -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	touch $@
 
 $(TEST_READY): requirements-dev.txt $(RUN_READY)
-	pip install --quiet --require-hashes -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt
 	touch $@

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from prefect.artifacts import (
 )
 from prefect.exceptions import PrefectException
 
-from flows.graph import metrics_against_head
+from flows.graph import Node, metrics_against_head
 from flows.terminal import share_done
 
 PROGRESS_INTERVAL_S = 5.0
@@ -56,11 +57,19 @@ def key(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def publish_results(root: Path) -> None:
-    """Show metrics, with their change against the last commit, and reports."""
+def publish_results(root: Path, nodes: Sequence[Node]) -> None:
+    """Show metrics, with their change against the last commit, and the stages' reports.
+
+    Parameters
+    ----------
+    root : Path
+    nodes : sequence of Node
+        The stages of the run; what they write for git in Markdown is a report.
+    """
     rows = metrics_against_head(root)
     if rows:
         create_table_artifact(rows, key="metrics", description="Metrics against HEAD")
-    for report in sorted((root / "reports").glob("*.md")):
-        text = report.read_text(encoding="utf-8")
-        create_markdown_artifact(text, key=key(f"report-{report.stem}"))
+    for path in (root / name for node in nodes for name in node.in_git if name.endswith(".md")):
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            create_markdown_artifact(text, key=key(f"report-{path.stem}"))

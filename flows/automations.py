@@ -16,6 +16,8 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import PrefectException
 
+from flows.server import explain
+
 HEARTBEATS_MISSED_AFTER = timedelta(seconds=90)  # three, as prefect.yaml sets their interval
 NOT_BEGUN_AFTER = timedelta(minutes=10)
 TOO_LATE_AFTER = timedelta(hours=6)
@@ -85,7 +87,7 @@ def main() -> int:
     try:
         asyncio.run(apply())
     except (PrefectException, httpx.HTTPError) as error:
-        print(f"error: Prefect: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -3,6 +3,7 @@
 FlowError
 ├── GraphError      dvc.yaml cannot be read, has a cycle, or lacks a target
 ├── PolicyError     a stage's `meta` holds an unknown key or a wrong value
+├── ParamsError     a value cannot be set in params.yaml
 ├── RecordError     a result cannot be recorded or shared as asked
 ├── WorkspaceBusy   another flow runs in this workspace
 ├── StageFailed     a stage's command failed
@@ -22,6 +23,10 @@ class GraphError(FlowError):
 
 class PolicyError(FlowError):
     """A stage's ``meta`` holds an unknown key or a wrong value."""
+
+
+class ParamsError(FlowError):
+    """A value cannot be set in params.yaml."""
 
 
 class RecordError(FlowError):

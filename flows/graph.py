@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 LOCK_FILE = "dvc.lock"
-PARAMS_FILE = "params.yaml"
 MISSING = ("deleted ", "not in cache ")  # as DVC's status says it
 
 
@@ -141,7 +140,7 @@ def _in_git(stage: "Stage", root: Path) -> Iterator[str]:
 
 
 def require_remote(root: Path) -> None:
-    """Refuse to share results where DVC has no default remote.
+    """Refuse to fetch or share data where DVC has no default remote.
 
     Raises
     ------
@@ -153,8 +152,7 @@ def require_remote(root: Path) -> None:
             repo.cloud.get_remote()
         except NoRemoteError:
             raise GraphError(
-                f"{root}: DVC has no default remote to share results with; add one with "
-                "dvc remote add --default NAME URL"
+                f"{root}: DVC has no default remote; add one with dvc remote add --default NAME URL"
             ) from None
 
 
@@ -233,32 +231,3 @@ def metrics_against_head(root: Path) -> list[dict[str, Any]]:
         for path, metrics in changes.items()
         for name, values in metrics.items()
     ]
-
-
-def set_params(root: Path, assignments: Sequence[str]) -> None:
-    """Change params.yaml as ``dvc exp run --set-param`` does.
-
-    Raises
-    ------
-    GraphError
-        If an assignment is not ``key=value``, or the key does not exist.
-    """
-    if not assignments:
-        return
-    from dvc.utils.hydra import apply_overrides
-
-    with _explained(root):
-        apply_overrides(root / PARAMS_FILE, list(assignments))
-
-
-@contextmanager
-def changed_params(root: Path, assignments: Sequence[str]) -> Iterator[None]:
-    """Change params.yaml while the block runs, and have it as it was afterwards."""
-    path = root / PARAMS_FILE
-    before = path.read_bytes() if assignments and path.exists() else None
-    try:
-        set_params(root, assignments)
-        yield
-    finally:
-        if before is not None:
-            path.write_bytes(before)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from flows.errors import RecordError
-from flows.graph import LOCK_FILE, PARAMS_FILE, Node, push_uncached, require_remote
+from flows.graph import LOCK_FILE, Node, push_uncached, require_remote
+from flows.params import PARAMS_FILE
 
 Record = Literal["commit", "experiment"]
 
@@ -180,7 +181,7 @@ def record_result(
     """
     if record == "commit":
         commit = record_commit(root, nodes, title)
-        if commit and push:
+        if push:  # what an earlier run could not push, too
             push_commit(root)
         return f"commit {commit} on {branch(root)}" if commit else "nothing new to commit"
     experiment = record_experiment(root, nodes, name, title)
@@ -196,9 +197,22 @@ def push_data(root: Path, nodes: Sequence[Node]) -> None:
 
 
 def push_commit(root: Path) -> None:
-    """Send the branch's head to its remote."""
+    """Send the branch's head to its remote.
+
+    Raises
+    ------
+    RecordError
+        If that fails; the commit is kept here.
+    """
     name = branch(root)
-    _run(root, *GIT, "push", "--quiet", _remote(root), f"HEAD:refs/heads/{name}")
+    try:
+        _run(root, *GIT, "push", "--quiet", _remote(root), f"HEAD:refs/heads/{name}")
+    except RecordError as error:
+        head = _run(root, *GIT, "rev-parse", "--short", "HEAD")
+        raise RecordError(
+            f"{error}; the result is commit {head} of {name} here: if the remote has moved on, "
+            "git pull --rebase, and run again"
+        ) from error
 
 
 def push_experiment(root: Path, name: str) -> None:

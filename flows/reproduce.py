@@ -26,18 +26,15 @@ import httpx
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish_results
 from flows.errors import FlowError, RunFailed
-from flows.graph import (
-    changed_params,
-    read_graph,
-    set_params,
-)
+from flows.graph import read_graph
+from flows.params import changed_params, set_params
 from flows.record import Record, push_data, record_result, require_recordable, require_unchanged
+from flows.server import explain
 from flows.slots import hold_workspace
 from flows.stages import Reproduction, run_stages
 from flows.terminal import Terminal
@@ -90,7 +87,7 @@ def reproduce(
         nodes = read_graph(root, targets or [])
         message, is_whole = run_stages(nodes, reproduction)
         terminal.say(f"{message} (in {duration(time.monotonic() - begin)})")
-        publish_results(root)
+        publish_results(root, nodes)
         if reproduction.stop.is_set():
             return Cancelled(message=message)
         if not is_whole:
@@ -116,7 +113,7 @@ def show_plan(root: Path, targets: Sequence[str], force: bool, pull: bool) -> No
         behind = [name for name in node.upstream if name in may_run]
         reasons = node.reasons(allow_missing=pull)
         if reasons or force:
-            reason = "; ".join(reasons) or "forced"
+            reason = "; ".join(["forced"] * force + list(reasons))
         elif behind:
             reason = f"if {' or '.join(behind)} puts out something else"
         else:
@@ -147,14 +144,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=[],
         dest="params",
         metavar="KEY=VALUE",
-        help="change params.yaml first",
+        help="set a value in params.yaml first, such as train.seed=1",
     )
-    parser.add_argument("--pull", action="store_true", help="fetch what is missing from the remote")
-    parser.add_argument("--push", action="store_true", help="send what is new to the remote")
+    parser.add_argument(
+        "--pull", action="store_true", help="fetch what is missing from DVC's remote"
+    )
+    parser.add_argument(
+        "--push",
+        action="store_true",
+        help="send data to DVC's remote, and what is recorded to git's",
+    )
     parser.add_argument(
         "--record",
         choices=get_args(Record),
-        help="record the result: a commit on this branch, or a DVC experiment",
+        help="record the result: a commit of a clean checkout's branch, or a DVC experiment",
     )
     parsed = parser.parse_args(arguments)
     if parsed.jobs < 1:
@@ -171,12 +174,12 @@ def run(parsed: argparse.Namespace) -> None:
         If the run is refused, fails or is cancelled.
     """
     root = Path.cwd()
+    # Before a server is started; the flow asks again, since it may run without this command.
+    require_recordable(root, parsed.record, pull=parsed.pull, push=parsed.push)
     if parsed.dry_run:
         with changed_params(root, parsed.params):
             show_plan(root, parsed.targets, parsed.force, parsed.pull)
         return
-    # Before a server is started; the flow asks again, since it may run without this command.
-    require_recordable(root, parsed.record, pull=parsed.pull, push=parsed.push)
     arguments = {key: value for key, value in vars(parsed).items() if key != "dry_run"}
     state = reproduce(**arguments, return_state=True)
     if state.is_cancelled():
@@ -186,18 +189,6 @@ def run(parsed: argparse.Namespace) -> None:
         if isinstance(reason, BaseException):
             raise reason
         raise RunFailed(state.message)
-
-
-def explain(error: Exception) -> str:
-    """Return what is wrong with the server, and what helps, in one line."""
-    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
-    if status in (401, 403):
-        return (
-            f"Prefect: {PREFECT_API_URL.value()} refuses who we are ({status}); set "
-            "PREFECT_API_AUTH_STRING to the server's own string"
-        )
-    told = " ".join(str(error).split())
-    return f"Prefect: {told}; start that server, or unset PREFECT_API_URL for a temporary one"
 
 
 def main() -> int:

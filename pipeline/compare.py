@@ -7,6 +7,7 @@ experiment or ``workspace``. The same test images are compared pair by pair (McN
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -83,8 +84,11 @@ def compare(key: Key, names: tuple[str, str], before: Measured, after: Measured)
     first, second = before.predictions, after.predictions
     fixed: list[int] = []
     broken: list[int] = []
-    reason = why_unpaired(names, first, second)
-    if reason or first is None or second is None:
+    same = before.digest is not None and before.digest == after.digest
+    reason = "" if same else why_unpaired(names, first, second)
+    if same:
+        difference = paired_difference(before.metrics["n"], 0, 0)
+    elif reason or first is None or second is None:
         counts = [
             (each.metrics["n"] - each.metrics["errors"], each.metrics["n"])
             for each in (before, after)
@@ -111,7 +115,7 @@ def why_unpaired(
     if first is None or second is None:
         pairs = zip(names, (first, second), strict=True)
         lacking = [name for name, table in pairs if table is None]
-        return f"no predictions of {' and '.join(lacking)} in cache or remote"
+        return f"no predictions of {' and '.join(lacking)} in DVC's cache or remote"
     if len(first) != len(second):
         return f"{names[0]} has {len(first):,} test images, {names[1]} has {len(second):,}"
     same = (first["index"] == second["index"]) & (first["label"] == second["label"])
@@ -284,12 +288,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="a loss of accuracy of up to so many percentage points is borne (default: 0)",
     )
     parsed = parser.parse_args(arguments)
-    if parsed.tolerance < 0:
+    if not 0 <= parsed.tolerance < math.inf:
         parser.error(f"--tolerance: expected at least 0, received {parsed.tolerance}")
     if not parsed.revisions:
         parsed.revisions = ["HEAD", WORKSPACE]
     elif len(parsed.revisions) == 1:
         parsed.revisions.append(WORKSPACE)
+    if len(set(parsed.revisions)) == 1:
+        parser.error(f"expected two revisions to compare, received {parsed.revisions[0]} twice")
     return parsed
 
 

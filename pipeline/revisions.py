@@ -40,12 +40,15 @@ class Measured:
         As the evaluation wrote them.
     predictions : DataFrame or None
         A row for each test image: index, label, prediction; None if they cannot be had.
+    digest : str or None
+        The hash of the predictions that dvc.lock has; None where the file itself is there.
     inputs : dict
         The parameters, by dotted name, and the hashes of the code, that it was made with.
     """
 
     metrics: dict[str, Any]
     predictions: pd.DataFrame | None
+    digest: str | None
     inputs: dict[str, Any]
 
 
@@ -89,9 +92,14 @@ class Revisions:
                 key = match["dataset"], match["variant"]
                 metrics = self._text(revision, paths.metrics(*key))
                 if metrics is not None:
+                    digest = _digest(lock, paths.predictions(*key))
+                    table = self._predictions(name, revision, digest, paths.predictions(*key))
+                    if revision is None and table is not None:
+                        digest = None  # the file may be newer than dvc.lock
                     measured[key] = Measured(
                         _json(name, paths.metrics(*key), metrics),
-                        self._predictions(name, revision, lock, paths.predictions(*key)),
+                        table,
+                        digest,
                         dict(_inputs(stages, key)),
                     )
         if not measured:
@@ -156,15 +164,13 @@ class Revisions:
         return content
 
     def _predictions(
-        self, name: str, revision: str | None, lock: dict[str, Any], path: Path
+        self, name: str, revision: str | None, md5: str | None, path: Path
     ) -> pd.DataFrame | None:
         if revision is None:
             text = self._text(None, path)
             return None if text is None else _table(name, text)
-        hashes = [out.get("md5") for out in lock.get("outs", []) if out.get("path") == str(path)]
-        if not hashes or not hashes[0]:
+        if md5 is None:
             return None
-        md5 = str(hashes[0])
         if md5 not in self.tables:
             text = self._cached(md5)
             self.tables[md5] = None if text is None else _table(name, text)
@@ -182,6 +188,12 @@ class Revisions:
             return Path(cache.oid_to_path(md5)).read_text(encoding="utf-8")
         except OSError:
             return None
+
+
+def _digest(lock: dict[str, Any], path: Path) -> str | None:
+    """Return the hash that a stage of dvc.lock has of one of its outputs."""
+    hashes = [out.get("md5") for out in lock.get("outs", []) if out.get("path") == str(path)]
+    return str(hashes[0]) if hashes and hashes[0] else None
 
 
 def _table(name: str, text: str) -> pd.DataFrame:

@@ -145,7 +145,27 @@ def test_without_predictions_intervals_are_not_paired(
     assert main(["base", "regression"]) == 0
     told = capsys.readouterr().out
     assert "worse (not paired)" in told
-    assert "no predictions of base and regression in cache or remote" in told
+    assert "no predictions of base and regression in DVC's cache or remote" in told
+
+
+def test_equal_predictions_need_not_be_at_hand(repository: Path) -> None:
+    """Two revisions with the same hash of predictions are known to have no image flipped."""
+    shutil.rmtree(repository / ".dvc/cache")
+    comparisons, _ = compare_revisions(Revisions(repository), ["base", "regression"])
+    other = next(each for each in comparisons if each.variant == "other")
+    assert (other.unpaired_because, other.difference.value, other.difference.p) == ("", 0, 1)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["base", "base"], ["base", "seed", "--tolerance", "nan"], ["workspace"]]
+)
+def test_a_call_that_compares_nothing_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One revision against itself, or a tolerance that is no number, is refused."""
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "expected" in capsys.readouterr().err
 
 
 def test_predictions_of_another_length_are_not_paired(repository: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from flows.errors import GraphError, PolicyError
-from flows.graph import read_graph, set_params
+from flows.graph import read_graph
 from tests.conftest import ROOT
 from tests.flows.conftest import Stages, fan_out, run, stage, write_stages
 
@@ -79,13 +79,3 @@ def test_what_is_broken_is_one_clear_line(make_repository: MakeRepository) -> No
     assert "\n" not in str(error.value)
     with pytest.raises(GraphError, match="not"):
         read_graph(root.parent)
-
-
-def test_params_are_set_as_dvc_sets_them(make_repository: MakeRepository) -> None:
-    """An assignment changes params.yaml; one of an unknown key is refused."""
-    root = make_repository({})
-    (root / "params.yaml").write_text("train:\n  rate: 0.1 # a comment\n")
-    set_params(root, ["train.rate=0.2"])
-    assert (root / "params.yaml").read_text() == "train:\n  rate: 0.2 # a comment\n"
-    with pytest.raises(GraphError, match="rat"):
-        set_params(root, ["train.rat=1"])

@@ -13,6 +13,7 @@ from flows.record import (
     push_experiment,
     record_commit,
     record_experiment,
+    record_result,
     require_recordable,
     require_unchanged,
 )
@@ -133,7 +134,7 @@ def test_results_are_shared_with_their_remotes(
 def test_a_branch_that_moved_on_is_not_overwritten(
     make_repository: MakeRepository, tmp_path: Path
 ) -> None:
-    """A push that would drop somebody's commit fails, in one line."""
+    """A push that would drop somebody's commit fails, in one line; the next run makes up for it."""
     root = reproduced(make_repository)
     origin = with_remotes(root, tmp_path)
     clone = tmp_path / "clone"
@@ -144,7 +145,12 @@ def test_a_branch_that_moved_on_is_not_overwritten(
     with pytest.raises(RecordError, match="git push: .*rejected") as error:
         push_commit(root)
     assert "\n" not in str(error.value)
+    assert "git pull --rebase, and run again" in str(error.value)
     assert git(origin, "log", "-1", "--format=%s", branch(root)) == "somebody's"
+    git(root, "pull", "--quiet", "--rebase")
+    told = record_result(root, read_graph(root), "commit", title="Again", name="x", push=True)
+    assert told == "nothing new to commit"
+    assert git(origin, "log", "-1", "--format=%s", branch(root)) == "Reproduce"
 
 
 def dirty(root: Path) -> None:
@@ -169,7 +175,7 @@ def nobody(root: Path) -> None:
     [
         (dirty, False, "1 uncommitted change, such as input.txt; commit or stash"),
         (detached, False, "HEAD is detached, .*check out a branch"),
-        (lambda root: None, True, "no default remote .*dvc remote add --default"),
+        (lambda root: None, True, "no default remote; .*dvc remote add --default"),
         (no_git_remote, True, "no git remote 'origin' .*git remote add origin"),
         (nobody, False, "git does not know who commits"),
     ],

@@ -1,0 +1,18 @@
+"""What is wrong when Prefect's server does not answer as it should."""
+
+import httpx
+from prefect.settings import PREFECT_API_URL
+
+
+def explain(error: Exception) -> str:
+    """Return what is wrong with the server, and what helps, in one line."""
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+    if status in (401, 403):
+        return (
+            f"Prefect: {PREFECT_API_URL.value()} refuses who we are ({status}); set "
+            "PREFECT_API_AUTH_STRING to the server's own string"
+        )
+    told = " ".join(str(error).split())
+    where = PREFECT_API_URL.value()
+    at = f" ({where})" if where and where not in told else ""
+    return f"Prefect: {told}{at}; start that server, or unset PREFECT_API_URL for a temporary one"
