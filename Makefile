@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
 # The lock files are complete, and pip's own resolver trips over pins of packages with extras.
-INSTALL := pip install --quiet --no-deps --require-hashes
+INSTALL := pip install -qq --no-deps --require-hashes
 LOCK := uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 # Where `make server` listens; runs use it only if PREFECT_API_URL is set.
