@@ -1,4 +1,5 @@
 import asyncio
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from ruamel.yaml import YAML
 
 from flows.automations import AUTOMATIONS, HEARTBEATS_MISSED_AFTER, apply
 from tests.conftest import ROOT
+from tests.flows.conftest import run
 from tests.flows.services import Server, wait_until
 
 PREFECT = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())
@@ -21,6 +23,16 @@ def test_every_deployment_sends_heartbeats_often_enough() -> None:
         env = deployment["work_pool"]["job_variables"]["env"]
         interval = int(env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
         assert interval * 3 <= HEARTBEATS_MISSED_AFTER.total_seconds(), deployment["name"]
+
+
+def test_a_run_from_a_terminal_does_too() -> None:
+    """A run without a deployment is not taken for dead while it lives."""
+    code = (
+        "import flows.reproduce, prefect.settings as s;"
+        "print(s.get_current_settings().flows.heartbeat_frequency)"
+    )
+    done = run(sys.executable, "-c", code, cwd=ROOT)
+    assert int(done.stdout) * 3 <= HEARTBEATS_MISSED_AFTER.total_seconds()
 
 
 def test_only_runs_of_this_flow_are_touched() -> None:
