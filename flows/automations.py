@@ -53,7 +53,7 @@ AUTOMATIONS = (
     Automation(
         name="alexnet-mnist: crash runs that a worker took and never began",
         description="A run does not stay Pending for more than 10 minutes.",
-        trigger=_absence({"Pending"}, {"*"}, NOT_BEGUN_AFTER),
+        trigger=_absence({"Pending", "Submitting"}, {"*"}, NOT_BEGUN_AFTER),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED, message="Never began: its worker died before."

@@ -31,7 +31,9 @@ def test_a_run_leaves_its_output_progress_metrics_and_report(
     """Output lies in the log line by line, the rest in artifacts; metrics tell their change."""
     root = make_repository({})
     (root / "size.json").write_text('{"size": 1}\n')
-    stages = {"measure": stage(MEASURE) | {"metrics": [{"size.json": {"cache": False}}]}}
+    stages = {"measure": stage(MEASURE)}
+    stages["measure"]["metrics"] = [{"size.json": {"cache": False}}]
+    stages["measure"]["outs"] = [{"reports/size.md": {"cache": False}}]
     (root / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     for command in (("git", "add", "-A"), ("git", "commit", "-qm", "an older size")):
         assert run(*command, cwd=root).returncode == 0

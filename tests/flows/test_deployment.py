@@ -260,8 +260,14 @@ class TestDeployed:
 
 
 def stages_of(name: str) -> list[Any]:
-    """Return the processes of stages that run in a project's checkouts."""
-    return [p for p in processes_below(name) if "prefect.engine" not in p.cmdline()]
+    """Return the supervisors of stages that run in a project's checkouts, and what they started."""
+    supervisors = [
+        p for p in processes_below(name) if any("supervise.py" in part for part in p.cmdline())
+    ]
+    return [
+        *supervisors,
+        *(child for each in supervisors for child in each.children(recursive=True)),
+    ]
 
 
 class Page:
