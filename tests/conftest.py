@@ -89,7 +89,7 @@ def add_tiny(mirror: Path) -> Callable[[Any], None]:
                 {"type": "dropout", "rate": 0.1},
                 {"type": "dense", "units": 8},
             ],
-            "budget": {"samples": 400},
+            "budget": {"samples": 1600},
         }
         params["variants"]["tiny_dense"] = common | {
             "layers": [{"type": "dense", "units": 8}],
