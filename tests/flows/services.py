@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -207,7 +206,3 @@ def processes_below(folder: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
-
-
-def python_m(*arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", *arguments)
