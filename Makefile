@@ -15,7 +15,7 @@ server: export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro compare server deploy worker test test-quick soak services check format bench-memory lock clean
+.PHONY: help setup run repro screenshots compare server deploy worker test test-quick soak services check format bench-memory lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ run: $(RUN_READY) ## train and measure every variant on the small data set; FLAG
 repro: $(RUN_READY) ## the same on every data set of params.yaml, MNIST included; FLAGS too
 	python -m pipeline.params
 	python -m flows.reproduce $(FLAGS)
+
+screenshots: $(TEST_READY) ## photograph the report of the small data set for the docs
+	python -m tests.browser reports/digits.html docs
 
 compare: $(RUN_READY) ## what changed since the last commit, and whether it is better; REVS="REV REV …"
 	python -m pipeline.compare $(REVS) $(FLAGS)

@@ -48,7 +48,7 @@ def measure(
     limit_mb : int
         Address space that may be taken over the loaded model; 0 for no limit.
     """
-    network, description = model.load(model_path)
+    loaded = network, description = model.load(model_path)
     if limit_mb:
         limit = psutil.Process().memory_info().vms + limit_mb * MB
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -60,9 +60,9 @@ def measure(
             tempfile.TemporaryFile("w") as predictions,
             Progress("evaluate", len(reader), "images", rate_unit="images") as progress,
         ):
-            measured = evaluate.evaluate(
-                network, description, reader, chunk_size, predictions, progress
-            ).metrics()
+            measured = evaluate.summarise(
+                {0: evaluate.evaluate(loaded, 0, reader, chunk_size, predictions, progress)}
+            )
     return {"errors": measured["errors"], **measured["evaluation"]}
 
 
@@ -114,7 +114,7 @@ def main() -> None:
         )
         return
     dataset, variant = first, others[0]
-    path = paths.model(dataset, variant)
+    path = paths.model(dataset, variant, 0)
     with tempfile.TemporaryDirectory() as folder:
         repeated = Path(folder)
         once = paths.prepared(dataset, "test")

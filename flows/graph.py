@@ -116,7 +116,7 @@ def _explained(root: Path) -> Iterator[None]:
 
 
 def _changes(status: dict[str, list[Any]]) -> Iterator[str]:
-    """Yield each reason of a DVC status, such as ``modified params.yaml: train.seed``."""
+    """Yield each reason of a DVC status, such as ``modified params.yaml: train.seeds``."""
     for entries in status.values():
         for entry in entries:
             if isinstance(entry, str):

@@ -60,7 +60,7 @@ def _assign(text: str, assignment: str) -> str:
     """Return the text of params.yaml with one value in the place of another."""
     key, equals, value = assignment.partition("=")
     if not equals or not key or not value.strip():
-        raise ParamsError(f"--set {assignment}: expected key=value, such as train.seed=1")
+        raise ParamsError(f"--set {assignment}: expected key=value, such as train.seeds=[1]")
     try:
         YAML(typ="safe").load(value)
     except YAMLError as error:

@@ -146,7 +146,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=[],
         dest="params",
         metavar="KEY=VALUE",
-        help="set a value in params.yaml first, such as train.seed=1",
+        help="set a value in params.yaml first, such as train.seeds=[1]",
     )
     parser.add_argument(
         "--pull", action="store_true", help="fetch what is missing from DVC's remote"

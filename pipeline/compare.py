@@ -8,26 +8,39 @@ experiment or ``workspace``. The same test images are compared pair by pair (McN
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from pipeline.errors import DataError
+from pipeline import charts, render
+from pipeline.errors import DataError, OutputError
+from pipeline.files import write_text
+from pipeline.render import markdown_table, percent, points, some
 from pipeline.revisions import WORKSPACE, Key, Measured, Revisions
 from pipeline.statistics import (
     Difference,
+    Paired,
+    compare_predictions,
     holm,
     paired_difference,
     unpaired_difference,
     verdict,
 )
 
-SHOWN = 10  # flipped images, and changed parameters, before "…"
-MINUS = "−"
+# What the page draws over the revisions: name, title with the unit, and how to write it.
+HISTORY = (
+    ("accuracy", "test accuracy", ".2%"),
+    ("nll", "test loss, nats", ".3f"),
+    ("ece", "calibration error", ".3f"),
+    ("images_per_second", "evaluation, images/s", "~s"),
+    ("peak_memory_mb", "evaluation memory, MB", ".0f"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,8 @@ class Comparison:
         In accuracy, revision minus baseline; its p-value is of this one test.
     adjusted_p : float
         The p-value adjusted for all tests of the call.
+    over_seeds : bool
+        Whether means over seeds were compared.
     unpaired_because : str
         Why the images were not compared pair by pair; empty if they were.
     fixed, broken : list of int
@@ -59,6 +74,7 @@ class Comparison:
     after: dict[str, Any]
     difference: Difference
     adjusted_p: float
+    over_seeds: bool
     unpaired_because: str
     fixed: list[int]
     broken: list[int]
@@ -82,29 +98,22 @@ def compare(key: Key, names: tuple[str, str], before: Measured, after: Measured)
     before, after : Measured
     """
     first, second = before.predictions, after.predictions
-    fixed: list[int] = []
-    broken: list[int] = []
     same = before.digest is not None and before.digest == after.digest
     reason = "" if same else why_unpaired(names, first, second)
     if same:
-        difference = paired_difference(before.metrics["n"], 0, 0)
+        paired = Paired(paired_difference(before.metrics["n"], 0, 0), [], [], False)
     elif reason or first is None or second is None:
         counts = [
-            (each.metrics["n"] - each.metrics["errors"], each.metrics["n"])
+            (each.metrics["n"] - round(each.metrics["errors"]), each.metrics["n"])
             for each in (before, after)
         ]
-        difference = unpaired_difference(*counts[0], *counts[1])
+        paired = Paired(unpaired_difference(*counts[0], *counts[1]), [], [], False)
     else:
-        index = first["index"]
-        right_before, right_after = (
-            table["label"] == table["prediction"] for table in (first, second)
-        )
-        fixed = index[~right_before & right_after].tolist()
-        broken = index[right_before & ~right_after].tolist()
-        difference = paired_difference(len(index), len(fixed), len(broken))
+        paired = compare_predictions(first, second)
     return Comparison(
-        *key, *names, before.metrics, after.metrics, difference, difference.p, reason,
-        fixed, broken, list(changed_inputs(before.inputs, after.inputs)),
+        *key, *names, before.metrics, after.metrics, paired.difference, paired.difference.p,
+        paired.over_seeds, reason, paired.fixed, paired.broken,
+        list(changed_inputs(before.inputs, after.inputs)),
     )  # fmt: skip
 
 
@@ -116,32 +125,42 @@ def why_unpaired(
         pairs = zip(names, (first, second), strict=True)
         lacking = [name for name, table in pairs if table is None]
         return f"no predictions of {' and '.join(lacking)} in DVC's cache or remote"
-    if len(first) != len(second):
-        return f"{names[0]} has {len(first):,} test images, {names[1]} has {len(second):,}"
-    same = (first["index"] == second["index"]) & (first["label"] == second["label"])
-    return "" if bool(same.all()) else "the test images have other labels"
+    images = [table[table["seed"] == table["seed"].iloc[0]] for table in (first, second)]
+    if len(images[0]) != len(images[1]):
+        return f"{names[0]} has {len(images[0]):,} test images, {names[1]} has {len(images[1]):,}"
+    labels = [table[["index", "label"]].to_numpy() for table in images]
+    return "" if np.array_equal(*labels) else "the test images have other labels"
 
 
 def changed_inputs(before: dict[str, Any], after: dict[str, Any]) -> Iterable[str]:
-    """Yield what differs: a parameter with its values, or the name of a file of code."""
-    for name in dict.fromkeys([*before, *after]):
+    """Yield what differs: parameters with their values, then the names of files of code."""
+    names = dict.fromkeys([*before, *after])
+    for name in sorted(names, key=lambda name: name.endswith(".py")):
         old, new = before.get(name), after.get(name)
         if old != new:
             yield name if name.endswith(".py") else f"{name}: {old} → {new}"
 
 
-def compare_revisions(
-    revisions: Revisions, names: Sequence[str]
-) -> tuple[list[Comparison], list[str]]:
-    """Hold each revision against the first one.
+class Outcome(NamedTuple):
+    """Revisions held against the first one that could be read.
 
-    Returns
-    -------
+    Attributes
+    ----------
     comparisons : list of Comparison
         With p-values adjusted for their number.
     errors : list of str
         Why a revision, or a variant of it, could not be compared; the others were.
+    measured : dict of str to dict
+        What each revision measured, by its name.
     """
+
+    comparisons: list[Comparison]
+    errors: list[str]
+    measured: dict[str, dict[Key, Measured]]
+
+
+def compare_revisions(revisions: Revisions, names: Sequence[str]) -> Outcome:
+    """Hold each revision against the first one."""
     errors: list[str] = []
     measured: dict[str, dict[Key, Measured]] = {}
     for name in dict.fromkeys(names):
@@ -149,14 +168,10 @@ def compare_revisions(
             measured[name] = revisions.read(name)
         except DataError as error:
             errors.append(str(error))
-    baseline = names[0]
     comparisons: list[Comparison] = []
-    if baseline not in measured:
-        return comparisons, errors
-    for name, after in measured.items():
-        if name == baseline:
-            continue
-        before = measured[baseline]
+    baseline, *others = measured or [""]
+    for name in others:
+        before, after = measured[baseline], measured[name]
         errors += [
             f"{lacking}: has no metrics of {' / '.join(key)}"
             for lacking, keys in ((name, before.keys() - after), (baseline, after.keys() - before))
@@ -168,19 +183,10 @@ def compare_revisions(
             if key in after
         ]
     adjusted = holm([each.difference.p for each in comparisons])
-    return [
+    comparisons = [
         replace(each, adjusted_p=p) for each, p in zip(comparisons, adjusted, strict=True)
-    ], errors
-
-
-def points(share: float) -> str:
-    """Return a difference in accuracy in percentage points, with its sign."""
-    return f"{100 * share:+.2f}".replace("-", MINUS)
-
-
-def _some(items: Sequence[object]) -> str:
-    shown = ", ".join(map(str, items[:SHOWN]))
-    return f"{shown}, …" if len(items) > SHOWN else shown
+    ]
+    return Outcome(comparisons, errors, measured)
 
 
 HEADER = (
@@ -196,17 +202,30 @@ def table_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
             each.dataset,
             each.variant,
             each.revision,
-            f"{1 - each.before['errors'] / each.before['n']:.2%} → "
-            f"{1 - each.after['errors'] / each.after['n']:.2%}",
+            f"{_accuracy(each.before)} → {_accuracy(each.after)}",
             points(each.difference.value),
             f"{points(each.difference.low)} … {points(each.difference.high)}",
             f"{len(each.fixed):,}" if not each.unpaired_because else "–",
             f"{len(each.broken):,}" if not each.unpaired_because else "–",
             f"{each.adjusted_p:.2g}",
-            f"{each.verdict}{' (not paired)' if each.unpaired_because else ''}",
+            each.verdict + _how(each),
         ]
         for each in comparisons
     ]
+
+
+def _accuracy(metrics: dict[str, Any]) -> str:
+    """Return the accuracy, with its deviation where there are several seeds."""
+    text = percent(1 - metrics["errors"] / metrics["n"])
+    deviation = metrics.get("accuracy_deviation")
+    return text if deviation is None else f"{text} ± {100 * deviation:.2f}"
+
+
+def _how(comparison: Comparison) -> str:
+    """Return what was compared, where it is not one prediction for each image."""
+    if comparison.unpaired_because:
+        return " (not paired)"
+    return " (over seeds)" if comparison.over_seeds else ""
 
 
 def details(comparisons: Sequence[Comparison]) -> list[str]:
@@ -217,45 +236,110 @@ def details(comparisons: Sequence[Comparison]) -> list[str]:
         if each.unpaired_because:
             facts.append(f"not paired: {each.unpaired_because}")
         if each.changed:
-            facts.append(f"changed: {_some(each.changed)}")
+            facts.append(f"changed: {some(each.changed)}")
         if each.fixed:
-            facts.append(f"fixed images: {_some(each.fixed)}")
+            facts.append(f"fixed images: {some(each.fixed)}")
         if each.broken:
-            facts.append(f"broken images: {_some(each.broken)}")
+            facts.append(f"broken images: {some(each.broken)}")
         if facts:
             lines.append(f"{each.dataset} / {each.variant} at {each.revision}: {'; '.join(facts)}")
     return lines
 
 
-def as_text(comparisons: Sequence[Comparison]) -> str:
+def as_text(outcome: Outcome) -> str:
     """Return the comparisons as a table for a terminal."""
-    rows = [list(HEADER), *table_rows(comparisons)]
+    rows = [list(HEADER), *table_rows(outcome.comparisons)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     table = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    return "\n".join([_title(comparisons), "", *table, "", *details(comparisons)]).rstrip()
+    lines = [_title(outcome.comparisons), "", *table, "", *details(outcome.comparisons)]
+    return "\n".join(lines).rstrip()
 
 
-def as_markdown(comparisons: Sequence[Comparison]) -> str:
+def as_markdown(outcome: Outcome) -> str:
     """Return the comparisons as a Markdown table."""
-    rows = [HEADER, ["---"] * len(HEADER), *table_rows(comparisons)]
-    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    notes = [f"- {line}" for line in details(comparisons)]
-    return "\n".join([_title(comparisons), "", *table, "", *notes]).rstrip()
+    table = markdown_table(HEADER, table_rows(outcome.comparisons))
+    notes = [f"- {line}" for line in details(outcome.comparisons)]
+    return "\n".join([_title(outcome.comparisons), "", *table, "", *notes]).rstrip()
 
 
-def as_json(comparisons: Sequence[Comparison]) -> str:
+def as_json(outcome: Outcome) -> str:
     """Return all that is known of the comparisons, images included, as JSON."""
     entries = [
         vars(each) | {"difference": each.difference._asdict(), "verdict": each.verdict}
-        for each in comparisons
+        for each in outcome.comparisons
     ]
     return json.dumps(entries, indent=2, ensure_ascii=False)
 
 
-FORMATS = {"text": as_text, "markdown": as_markdown, "json": as_json}
+def as_page(outcome: Outcome) -> str:
+    """Return the comparisons as a page, with each metric's history over the revisions."""
+    datasets = dict.fromkeys(key[0] for each in outcome.measured.values() for key in each)
+    return render.page(
+        "compare.html",
+        title=f"{' · '.join(map(short, outcome.measured))}: is it better?",
+        summary=_title(outcome.comparisons),
+        header=HEADER,
+        rows=table_rows(outcome.comparisons),
+        details=details(outcome.comparisons),
+        errors=outcome.errors,
+        history={name: _draw_history(outcome.measured, name) for name in datasets},
+    )
+
+
+def short(revision: str) -> str:
+    """Return a revision's name; a commit's is shortened."""
+    return revision[:9] if COMMIT.fullmatch(revision) else revision
+
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def _draw_history(
+    measured: dict[str, dict[Key, Measured]], dataset: str
+) -> list[dict[str, object]]:
+    """Return a chart of each metric of a data set over the revisions."""
+    rows = [
+        {"revision": short(revision), "variant": key[1]} | each.metrics.get("evaluation", {})
+        | each.metrics
+        for revision, by_key in measured.items()
+        for key, each in by_key.items()
+        if key[0] == dataset
+    ]  # fmt: skip
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    drawn: list[dict[str, object]] = []
+    for name, title, form in HISTORY:
+        values = [
+            {
+                "revision": row["revision"],
+                "variant": row["variant"],
+                "value": row[name],
+                "low": row.get(f"{name}_low", row[name]),
+                "high": row.get(f"{name}_high", row[name]),
+            }
+            for row in rows
+            if name in row
+        ]
+        if values:
+            names = [short(revision) for revision in measured]
+            svg = charts.history(pd.DataFrame(values), variants, names, title, form)
+            drawn.append(
+                {
+                    "svg": render.chart(svg),
+                    "caption": title + (", with its 95 % interval" if name == "accuracy" else ""),
+                    "label": f"Chart of {title} over the revisions: "
+                    + ", ".join(
+                        f"{each['variant']} at {each['revision']} {each['value']:.4g}"
+                        for each in values
+                    ),
+                }
+            )
+    return drawn
+
+
+FORMATS = {"text": as_text, "markdown": as_markdown, "json": as_json, "html": as_page}
 
 
 def _title(comparisons: Sequence[Comparison]) -> str:
@@ -277,6 +361,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("revisions", nargs="*", metavar="REV", help="the first one is the baseline")
     parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write it, not here")
     parser.add_argument(
         "--fail-if-worse", action="store_true", help="exit with 1 if a variant became worse"
     )
@@ -303,23 +388,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, and return 1 if something could not be compared, or became worse and must not."""
     parsed = parse_arguments(arguments)
     try:
-        comparisons, errors = compare_revisions(Revisions(Path.cwd()), parsed.revisions)
-    except DataError as error:
-        comparisons, errors = [], [str(error)]
-    if comparisons:
-        print(FORMATS[parsed.format](comparisons))
-    for reason in errors:
+        outcome = compare_revisions(Revisions(Path.cwd()), parsed.revisions)
+        if outcome.comparisons:
+            text = FORMATS[parsed.format](outcome)
+            if parsed.output:
+                write_text(parsed.output, text + "\n")
+            else:
+                print(text)
+    except (DataError, OutputError) as error:
+        outcome = Outcome([], [str(error)], {})
+    for reason in outcome.errors:
         print(f"error: {reason}", file=sys.stderr)
     worse = [
         each
-        for each in comparisons
+        for each in outcome.comparisons
         if each.verdict == "worse" and -100 * each.difference.value > parsed.tolerance
     ]
     if parsed.fail_if_worse and worse:
         named = ", ".join(f"{each.dataset} / {each.variant} at {each.revision}" for each in worse)
         print(f"error: worse than {worse[0].baseline}: {named}", file=sys.stderr)
         return 1
-    return 1 if errors else 0
+    return 1 if outcome.errors else 0
 
 
 if __name__ == "__main__":

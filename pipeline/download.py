@@ -1,6 +1,5 @@
 """Fetch a data set's four IDX files, or make them from the digits that scikit-learn carries."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from pipeline import idx, paths
 from pipeline.errors import DownloadError, run_stage
-from pipeline.files import cannot_write, part_path
+from pipeline.files import cannot_write, part_path, sha256
 from pipeline.params import Params, Section
 from pipeline.progress import Progress
 
@@ -84,12 +83,6 @@ def mirrors_from_environment(dataset: str) -> list[str]:
 def environment_variable(dataset: str) -> str:
     """Return the name of the variable that lists a data set's own mirrors."""
     return f"{dataset.upper()}_MIRRORS"
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(file: RemoteFile, mirrors: list[str], target: Path) -> str:

@@ -4,8 +4,9 @@ import csv
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple
 
 import keras
@@ -18,13 +19,14 @@ from pipeline import model, paths
 from pipeline.data import SplitReader
 from pipeline.device import Precision, find_device
 from pipeline.errors import EvaluationError, run_stage
-from pipeline.files import whole_file, write_json
-from pipeline.memory import MB, PeakMemory
-from pipeline.metrics import Totals
+from pipeline.files import whole_file, write_json, write_text
+from pipeline.memory import MB, PeakMemory, keep_no_freed_blocks
+from pipeline.metrics import Totals, over_seeds
 from pipeline.params import Params, Section
 from pipeline.progress import Progress
 from pipeline.variants import PositiveInt
 
+COLUMNS = ("seed", "index", "label", "prediction", "confidence")
 FLOAT32_BYTES = 4
 # What the runtime itself takes at the first chunk: its graph, its threads' stacks, its kernels.
 RUNTIME_MB = 48.0
@@ -53,14 +55,16 @@ class Chunk(NamedTuple):
 def bytes_per_image(description: model.Description) -> int:
     """Return how much memory one image takes on its way through a model, in bytes.
 
-    While a layer computes, its input, its output and a scratch copy as large as the larger of
-    both are in memory; the layer that needs most decides.
+    While a layer computes, its input, its output and two scratch copies as large as the larger of
+    both may be in memory; the layer that needs most decides.
     """
     height, width, channels = description.image_shape
     side = description.network.input_size
     pixels = side**2 * channels if side else height * width * channels
     sizes = [pixels, *(layer.shape.size for layer in description.place_layers())]
-    values = max(before + after + max(before, after) for before, after in itertools.pairwise(sizes))
+    values = max(
+        before + after + 2 * max(before, after) for before, after in itertools.pairwise(sizes)
+    )
     return values * FLOAT32_BYTES
 
 
@@ -110,6 +114,7 @@ class ChunkedForward:
         self.chunk_size = chunk_size
         self.image_bytes = image_bytes
         self.backoffs = 0
+        keep_no_freed_blocks()
         self.on_host = not tf.config.list_logical_devices("GPU")
         self.forward = self._compile()
 
@@ -186,89 +191,126 @@ class Evaluated:
     totals: Totals
     seconds: float
     peak_memory_mb: float
-    forward: ChunkedForward
-
-    def metrics(self) -> dict[str, Any]:
-        """Return the metrics; speed and memory are measurements and vary from run to run."""
-        return {
-            **self.totals.metrics(),
-            "evaluation": {
-                "chunk_size": self.forward.chunk_size,
-                "backoffs": self.forward.backoffs,
-                "peak_memory_mb": round(self.peak_memory_mb, 1),
-                "images_per_second": round(self.totals.n / self.seconds, 1),
-            },
-        }
+    chunk_size: int
+    backoffs: int
 
 
 def evaluate(
-    network: keras.Model,
-    description: model.Description,
+    loaded: model.LoadedModel,
+    seed: int,
     reader: SplitReader,
     chunk_size: int,
     predictions: IO[str],
     progress: Progress,
 ) -> Evaluated:
-    """Measure `network` on a whole test set.
+    """Measure a model on a whole test set.
 
     Parameters
     ----------
-    network : keras.Model
-        From uint8 images to float32 logits.
-    description : model.Description
+    loaded : model.LoadedModel
+    seed : int
+        That it was trained with.
     reader : SplitReader
         Of the test split.
     chunk_size : int
         Images at once.
     predictions : text file
-        Takes a CSV row for each image: index, label, prediction, confidence.
+        Takes a CSV row for each image, under `COLUMNS`.
     progress : Progress
         Advanced by images.
     """
+    network, description = loaded
     totals = Totals(description.classes)
     forward = ChunkedForward(network, chunk_size, bytes_per_image(description))
     memory = PeakMemory()
     forward.warm_up()
     rows = csv.writer(predictions, lineterminator="\n")
-    rows.writerow(("index", "label", "prediction", "confidence"))
     begin = time.perf_counter()
     for start, labels, logits in forward.run(reader):
         predicted, confidences = totals.add(logits, labels)
         for offset, (label, prediction, confidence) in enumerate(
             zip(labels, predicted, confidences, strict=True)
         ):
-            rows.writerow((start + offset, label, prediction, f"{confidence:.6f}"))
+            rows.writerow((seed, start + offset, label, prediction, f"{confidence:.6f}"))
         progress.advance(len(labels), f"{totals.errors} errors")
     seconds = time.perf_counter() - begin
-    return Evaluated(totals, seconds, memory.peak_mb(), forward)
+    return Evaluated(totals, seconds, memory.peak_mb(), forward.chunk_size, forward.backoffs)
+
+
+def summarise(evaluations: Mapping[int, Evaluated]) -> dict[str, Any]:
+    """Return the metrics over seeds; speed and memory are measurements and vary from run to run."""
+    each = evaluations.values()
+    return {
+        **over_seeds({seed: one.totals.metrics() for seed, one in evaluations.items()}),
+        "evaluation": {
+            "chunk_size": min(one.chunk_size for one in each),
+            "backoffs": sum(one.backoffs for one in each),
+            "peak_memory_mb": round(max(one.peak_memory_mb for one in each), 1),
+            "images_per_second": round(
+                sum(one.totals.n for one in each) / sum(one.seconds for one in each), 1
+            ),
+        },
+    }
+
+
+def reliability(evaluations: Mapping[int, Evaluated]) -> str:
+    """Return the reliability diagrams as CSV: a row for each seed and bin of confidence."""
+    rows = [
+        (seed, f"{confidence:.6f}", f"{accuracy:.6f}", images)
+        for seed, evaluated in evaluations.items()
+        for confidence, accuracy, images in evaluated.totals.reliability()
+    ]
+    lines = [("seed", "confidence", "accuracy", "images"), *rows]
+    return "".join(",".join(map(str, line)) + "\n" for line in lines)
+
+
+def load_for(reader: SplitReader, path: Path, precision: str) -> model.LoadedModel:
+    """Load a model, and refuse it if it takes images of another size.
+
+    Raises
+    ------
+    EvaluationError
+        If it does.
+    """
+    loaded = model.load(path, precision)
+    if tuple(loaded.description.image_shape) != reader.image_shape:
+        raise EvaluationError(
+            f"{path}: takes images of {tuple(loaded.description.image_shape)}, the test images "
+            f"are {reader.image_shape}; train it again on this data set"
+        )
+    return loaded
 
 
 def main(dataset: str, variant: str) -> None:
     """Evaluate `variant`, trained on `dataset`, and write predictions and metrics."""
     settings: Evaluate = Params().get("evaluate", Evaluate)
+    seeds = model.trained_seeds(paths.models(dataset, variant))
+    evaluations = {}
     with SplitReader(paths.prepared(dataset, "test")) as reader:
         precision = find_device().precision(settings.precision)
-        network, description = model.load(paths.model(dataset, variant), precision)
-        if tuple(description.image_shape) != reader.image_shape:
-            raise EvaluationError(
-                f"{paths.model(dataset, variant)}: takes images of "
-                f"{tuple(description.image_shape)}, the test images are {reader.image_shape}; "
-                "train it again on this data set"
-            )
-        chunk_size = min(
-            len(reader),
-            choose_chunk_size(description, settings.memory_budget_mb)
-            if settings.chunk_size == "auto"
-            else settings.chunk_size,
-        )
         with (
             Progress(
-                f"evaluate {dataset}/{variant}", len(reader), "images", rate_unit="images"
+                f"evaluate {dataset}/{variant}",
+                len(reader) * len(seeds),
+                "images",
+                rate_unit="images",
             ) as progress,
             whole_file(paths.predictions(dataset, variant), "w") as predictions,
         ):
-            evaluated = evaluate(network, description, reader, chunk_size, predictions, progress)
-    metrics = evaluated.metrics()
+            csv.writer(predictions, lineterminator="\n").writerow(COLUMNS)
+            for seed in seeds:
+                loaded = load_for(reader, paths.model(dataset, variant, seed), precision)
+                chunk_size = min(
+                    len(reader),
+                    choose_chunk_size(loaded.description, settings.memory_budget_mb)
+                    if settings.chunk_size == "auto"
+                    else settings.chunk_size,
+                )
+                evaluations[seed] = evaluate(
+                    loaded, seed, reader, chunk_size, predictions, progress
+                )
+    metrics = summarise(evaluations)
+    write_text(paths.reliability(dataset, variant), reliability(evaluations))
     write_json(paths.metrics(dataset, variant), metrics)
     print(f"{dataset}/{variant}: {metrics}")
 

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written beside their place, then renamed."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -73,6 +74,12 @@ def cannot_write(path: Path, error: OSError) -> OutputError:
         f"{path}: cannot be written ({error.strerror or error}); nothing was left half-written: "
         "make the folder writable or free some space, then run again"
     )
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,10 +5,13 @@ counts.
 """
 
 import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 CALIBRATION_BINS = 15
@@ -25,6 +28,14 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     margin = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
     scale = 1 + Z_95**2 / n
     return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean that two or more values estimate, by Student's t."""
+    margin = float(stdtrit(len(values) - 1, 0.975))
+    margin *= statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.mean(values)
+    return mean - margin, mean + margin
 
 
 def log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -111,3 +122,48 @@ class Totals:
             "nll": round(self.negative_log_likelihood / self.n, 6),
             "ece": round(self.expected_calibration_error, 6),
         }
+
+    def reliability(self) -> Iterator[tuple[float, float, int]]:
+        """Yield mean confidence, accuracy and number of images of each bin that has images."""
+        for images, correct, confidence in zip(
+            self.bin_images, self.bin_correct, self.bin_confidence, strict=True
+        ):
+            if images:
+                yield float(confidence / images), float(correct / images), int(images)
+
+
+def over_seeds(figures: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """Return the figures of `Totals.metrics` over the seeds of a variant.
+
+    With one seed they are that one's, and the interval of the accuracy is over test images. With
+    several they are means, the interval is over trainings, there is a sample standard deviation,
+    and ``by_seed`` has each one's.
+
+    Parameters
+    ----------
+    figures : dict of int to dict
+        What `Totals.metrics` returned, by seed.
+    """
+    first, *others = figures.values()
+    if not others:
+        return dict(first)
+
+    def values_of(name: str) -> list[float]:
+        return [each[name] for each in figures.values()]
+
+    accuracies = values_of("accuracy")
+    low, high = mean_interval(accuracies)
+    names = ("errors", "accuracy", "nll", "ece")
+    return {
+        "n": first["n"],
+        "errors": round(statistics.mean(values_of("errors")), 3),
+        "accuracy": round(statistics.mean(accuracies), 8),
+        "accuracy_low": round(max(0.0, low), 6),
+        "accuracy_high": round(min(1.0, high), 6),
+        "accuracy_deviation": round(statistics.stdev(accuracies), 8),
+        "nll": round(statistics.mean(values_of("nll")), 6),
+        "ece": round(statistics.mean(values_of("ece")), 6),
+        "by_seed": {
+            str(seed): {name: each[name] for name in names} for seed, each in figures.items()
+        },
+    }

@@ -5,7 +5,9 @@ image shape and the classes, as JSON. Reading one runs no code from it.
 """
 
 import json
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +38,7 @@ from pipeline.variants import (
 )
 
 HEADER_KEY = "alexnet_mnist"
+SEED_FILE = re.compile(r"seed_(\d+)\.safetensors")
 PIXEL_MAX = 255
 
 
@@ -52,6 +55,11 @@ class Description(Section):
     def place_layers(self) -> list[PlacedLayer]:
         """Return the network's layers with their output shapes."""
         return place_layers(self.network, Shape(*self.image_shape), self.classes)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights and biases there are."""
+        return sum(place.parameters for place in self.place_layers())
 
 
 class LocalResponseNormalization(keras.layers.Layer):
@@ -226,6 +234,28 @@ class LoadedModel(NamedTuple):
 
 def _weights(network: keras.Model) -> dict[str, keras.Variable]:
     return {weight.path: weight for weight in network.trainable_variables}
+
+
+def trained_seeds(folder: Path) -> list[int]:
+    """Return the seeds of the models in a variant's folder, in order.
+
+    Raises
+    ------
+    ModelError
+        If there is no model.
+    """
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    seeds = sorted(int(match[1]) for match in map(SEED_FILE.fullmatch, names) if match)
+    if not seeds:
+        raise ModelError(f"{folder}: expected models, seed_<number>.safetensors; train the variant")
+    return seeds
+
+
+def remove_all(folder: Path) -> None:
+    """Remove a variant's models, so that none of an earlier training stays beside the new ones."""
+    with suppress(ModelError):
+        for seed in trained_seeds(folder):
+            (folder / f"seed_{seed}.safetensors").unlink()
 
 
 def save(path: Path, network: keras.Model, description: Description) -> None:

@@ -17,7 +17,9 @@ from ruamel.yaml.error import YAMLError
 from pipeline import paths
 from pipeline.errors import ParamsError, run_stage
 
-SECTIONS = ("run", "datasets", "variants", "preprocess", "train", "evaluate", "report")
+SECTIONS = (
+    "run", "datasets", "variants", "preprocess", "train", "evaluate", "footprint", "report",
+)  # fmt: skip
 RUN_KEYS = ("datasets", "variants")
 DATASET_KEYS = ("classes", "download", "preprocess", "train")
 # Names become file names and stage names, so they may neither leave a folder nor need quoting.

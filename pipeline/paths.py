@@ -23,9 +23,14 @@ def summary(dataset: str) -> Path:
     return Path("data/summary") / f"{dataset}.json"
 
 
-def model(dataset: str, variant: str) -> Path:
-    """Return the trained model."""
-    return Path("models") / dataset / f"{variant}.safetensors"
+def models(dataset: str, variant: str) -> Path:
+    """Return the folder of the trained models, one for each seed."""
+    return Path("models") / dataset / variant
+
+
+def model(dataset: str, variant: str, seed: int) -> Path:
+    """Return the model trained with a seed."""
+    return models(dataset, variant) / f"seed_{seed}.safetensors"
 
 
 def history(dataset: str, variant: str, split: str) -> Path:
@@ -48,6 +53,21 @@ def metrics(dataset: str, variant: str) -> Path:
     return Path("metrics") / dataset / f"{variant}.json"
 
 
+def reliability(dataset: str, variant: str) -> Path:
+    """Return the accuracy of the test images by the confidence that the model had."""
+    return Path("reliability") / dataset / f"{variant}.csv"
+
+
+def footprint(dataset: str, variant: str) -> Path:
+    """Return the memory that a variant takes, by how many images it is given at once."""
+    return Path("footprint") / dataset / f"{variant}.csv"
+
+
 def report(dataset: str) -> Path:
-    """Return the report that sets the variants side by side."""
+    """Return the report that sets the variants side by side, for readers of the repository."""
     return Path("reports") / f"{dataset}.md"
+
+
+def page(dataset: str) -> Path:
+    """Return the same report as a page, with pictures of the data."""
+    return Path("reports") / f"{dataset}.html"

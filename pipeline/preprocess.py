@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from pipeline import idx, paths
 from pipeline.data import Classes, Split, save_split
 from pipeline.errors import DataError, run_stage
-from pipeline.files import write_json
+from pipeline.files import sha256, write_json
 from pipeline.params import Params, Section
 
 BLOCK_IMAGES = 1024
@@ -168,7 +168,8 @@ def main(dataset: str) -> None:
     splits = prepare(paths.raw(dataset), classes, own.validation_size, common.seed)
     for name, split in splits.items():
         save_split(paths.prepared(dataset, name), split)
-    summary = summarise(splits, classes)
+    hashes = {role: sha256(paths.raw(dataset) / role) for role in paths.ROLES}
+    summary = summarise(splits, classes) | {"sha256": hashes}
     write_json(paths.summary(dataset), summary)
     print(f"{dataset}: {summary['images']}, images of {summary['image_shape']}")
 

@@ -1,20 +1,37 @@
-"""Set the variants of a data set side by side, in Markdown."""
+"""Set the variants of a data set side by side: in Markdown for git, and as a page with pictures."""
 
-import json
-from collections.abc import Iterable, Sequence
+import io
+import platform
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from ruamel.yaml import YAML
 
-from pipeline import paths
-from pipeline.data import Classes
-from pipeline.errors import DataError, run_stage
+from pipeline import charts, paths, render
+from pipeline.data import Classes, SplitReader
+from pipeline.errors import run_stage
 from pipeline.files import write_text
 from pipeline.params import Params, Section
 from pipeline.progress import duration
+from pipeline.render import count, percent, points
+from pipeline.results import Result, read_json, read_result
+from pipeline.statistics import Paired, compare_predictions, holm, verdict
 from pipeline.variants import PositiveInt
+
+VARIANT_HEADER = (
+    "variant", "accuracy", "95 % interval", "errors", "loss", "calibration error", "parameters",
+    "training", "training images/s", "evaluation images/s", "evaluation memory",
+)  # fmt: skip
+PAIR_HEADER = (
+    "variant", "against", "difference, points", "95 % interval", "only it is right",
+    "only the other is right", "p", "verdict",
+)  # fmt: skip
 
 
 class Report(Section):
@@ -24,82 +41,77 @@ class Report(Section):
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a variant's stages left behind.
+class Pair:
+    """Two variants on the same test images, the one with fewer errors first.
 
-    ``predictions`` has a row for each test image: index, label, prediction, confidence.
+    ``paired`` holds the second one against the first; ``p`` is adjusted for the number of pairs.
     """
 
-    variant: str
-    training: dict[str, Any]
-    metrics: dict[str, Any]
-    predictions: pd.DataFrame
+    first: str
+    second: str
+    paired: Paired
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        """What the second one is: ``better``, ``worse`` or ``no evidence of a difference``."""
+        return verdict(self.paired.difference.value, self.p)
 
 
-def read_result(dataset: str, variant: str) -> Result:
-    """Read a variant's results.
-
-    Raises
-    ------
-    DataError
-        If one is missing or damaged.
-    """
-    return Result(
-        variant,
-        _read_json(paths.training(dataset, variant)),
-        _read_json(paths.metrics(dataset, variant)),
-        _read_predictions(paths.predictions(dataset, variant)),
-    )
+def by_errors(results: Sequence[Result]) -> list[Result]:
+    """Return the results, the most accurate one first."""
+    return sorted(results, key=lambda each: each.metrics["errors"])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); train and evaluate again") from error
-    return content
-
-
-def _read_predictions(path: Path) -> pd.DataFrame:
-    types = {"index": "int64", "label": "int64", "prediction": "int64", "confidence": "float64"}
-    try:
-        table = pd.read_csv(path, dtype=types)
-        return table[list(types)]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); evaluate again") from error
-
-
-def write_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Return the lines of a Markdown table, all columns but the first one to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
-
-
-def compare(results: Sequence[Result]) -> list[str]:
-    """Return the table of the variants, the most accurate one first."""
-    header = [
-        "variant",
-        "accuracy",
-        "95 % interval",
-        "errors",
-        "loss",
-        "calibration error",
-        "parameters",
-        "training",
-        "training images/s",
-        "evaluation images/s",
-        "evaluation memory",
+def compare_pairs(results: Sequence[Result]) -> list[Pair]:
+    """Compare each variant with each other one."""
+    pairs = [
+        Pair(first.variant, second.variant, paired, paired.difference.p)
+        for first, second in combinations(by_errors(results), 2)
+        for paired in [compare_predictions(first.predictions, second.predictions)]
     ]
+    adjusted = holm([pair.p for pair in pairs])
+    return [
+        Pair(pair.first, pair.second, pair.paired, p)
+        for pair, p in zip(pairs, adjusted, strict=True)
+    ]
+
+
+def summarise(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
+    """Return the verdict in one sentence."""
+    best = by_errors(results)[0]
+    metrics = best.metrics
+    told = (
+        f"{best.variant} makes the fewest errors, {count(metrics['errors'])} of "
+        f"{metrics['n']:,} ({percent(metrics['accuracy'])} right"
+        f"{f', mean of {best.seeds} seeds' if best.seeds > 1 else ''})"
+    )
+    against = [pair for pair in pairs if pair.first == best.variant]
+    worse = [pair.second for pair in against if pair.verdict == "worse"]
+    open_ones = [pair.second for pair in against if pair.verdict != "worse"]
+    if worse:
+        told += f"; it is better than {render.listed(worse)}"
+    if open_ones:
+        told += f"; there is no evidence of a difference from {render.listed(open_ones)}"
+    return f"{told}."
+
+
+def variant_rows(results: Sequence[Result]) -> list[list[str]]:
+    """Return the variants' figures under `VARIANT_HEADER`, the most accurate variant first."""
     rows = []
-    for result in sorted(results, key=lambda each: each.metrics["errors"]):
+    for result in by_errors(results):
         metrics, training = result.metrics, result.training
         evaluation = metrics["evaluation"]
+        accuracy = percent(metrics["accuracy"])
+        if result.seeds > 1:
+            deviation = 100 * metrics["accuracy_deviation"]
+            accuracy += f" ± {deviation:.2f}, {result.seeds} seeds"
         rows.append(
             [
                 result.variant,
-                f"{metrics['accuracy']:.2%}",
-                f"{metrics['accuracy_low']:.2%} – {metrics['accuracy_high']:.2%}",
-                f"{metrics['errors']:,}",
+                accuracy,
+                f"{percent(metrics['accuracy_low'])} – {percent(metrics['accuracy_high'])}",
+                count(metrics["errors"]),
                 f"{metrics['nll']:.4f}",
                 f"{metrics['ece']:.4f}",
                 f"{training['parameters']:,}",
@@ -109,74 +121,325 @@ def compare(results: Sequence[Result]) -> list[str]:
                 f"{evaluation['peak_memory_mb']:.0f} MB in chunks of {evaluation['chunk_size']}",
             ]
         )
-    return write_table(header, rows)
+    return rows
 
 
-def confusion_matrix(predictions: pd.DataFrame, classes: int) -> list[str]:
-    """Return the table of labels (rows) against predictions (columns)."""
+def pair_rows(pairs: Sequence[Pair]) -> list[list[str]]:
+    """Return the pairs' figures under `PAIR_HEADER`."""
+    return [
+        [
+            pair.second,
+            pair.first,
+            points(pair.paired.difference.value),
+            f"{points(pair.paired.difference.low)} … {points(pair.paired.difference.high)}",
+            count(len(pair.paired.fixed)),
+            count(len(pair.paired.broken)),
+            f"{pair.p:.2g}",
+            pair.verdict,
+        ]
+        for pair in pairs
+    ]
+
+
+def confusion_matrix(predictions: pd.DataFrame, classes: int) -> NDArray[np.int64]:
+    """Return counts of shape (classes, classes), labels down and predictions across.
+
+    With several seeds each image counts once for each.
+    """
     counts = pd.crosstab(predictions["label"], predictions["prediction"])
     counts = counts.reindex(index=range(classes), columns=range(classes), fill_value=0)
-    rows = [
-        [f"**{label}**", *row] for label, row in zip(range(classes), counts.values, strict=True)
-    ]
-    return write_table(["label", *map(str, range(classes))], rows)
+    return counts.to_numpy(np.int64)
 
 
-def surest_mistakes(predictions: pd.DataFrame, count: int) -> list[str]:
-    """Return the table of the wrong predictions with the highest confidence."""
+def surest_mistakes(predictions: pd.DataFrame, shown: int) -> pd.DataFrame:
+    """Return the wrong predictions with the highest confidence, each image once."""
     wrong = predictions[predictions["label"] != predictions["prediction"]]
-    wrong = wrong.sort_values(["confidence", "index"], ascending=[False, True]).head(count)
-    rows = [
-        [row.index, row.label, row.prediction, f"{row.confidence:.2%}"]
-        for row in wrong.itertuples(index=False)
-    ]
-    return write_table(["test image", "label", "prediction", "confidence"], rows)
+    wrong = wrong.sort_values(["confidence", "index"], ascending=[False, True])
+    return wrong.drop_duplicates("index").head(shown)
 
 
-def write_report(dataset: str, results: Sequence[Result], classes: int, mistakes: int) -> str:
-    """Return the report as Markdown.
+def write_markdown(
+    dataset: str,
+    results: Sequence[Result],
+    pairs: Sequence[Pair],
+    classes: int,
+    settings: Report,
+) -> str:
+    """Return the report as Markdown; it shows no picture of the data.
 
     Parameters
     ----------
     dataset : str
     results : sequence of Result
         One for each variant.
+    pairs : sequence of Pair
     classes : int
-    mistakes : int
-        How many of the surest mistakes to show of each variant.
+    settings : Report
     """
     images = results[0].metrics["n"]
-    lines = [f"# {dataset}: {images:,} test images", "", *compare(results), ""]
-    hardware = sorted({f"{each.training['precision']} on the {each.training['device']}"
-                       for each in results})  # fmt: skip
-    lines += [
-        f"Trained in {'; '.join(hardware)}. Intervals are Wilson's; the loss is the mean "
-        "cross-entropy in nats; the calibration error is expected over 15 bins; memory is over "
-        "the loaded model.",
-        "",
-    ]
+    lines = [f"# {dataset}: {images:,} test images", "", summarise(results, pairs), ""]
+    lines += [*render.markdown_table(VARIANT_HEADER, variant_rows(results)), ""]
+    lines += [f"{made_in(results)} {NOTES}", ""]
+    if pairs:
+        lines += ["## Differences", "", *render.markdown_table(PAIR_HEADER, pair_rows(pairs)), ""]
+        lines += [PAIR_NOTES, ""]
     for result in results:
         lines += [f"## {result.variant}", "", "Labels down, predictions across:", ""]
-        lines += [*confusion_matrix(result.predictions, classes), ""]
+        matrix = confusion_matrix(result.predictions, classes)
+        rows = [[f"**{label}**", *row] for label, row in enumerate(matrix)]
+        lines += [*render.markdown_table(["label", *map(str, range(classes))], rows), ""]
         if result.metrics["errors"]:
-            lines += ["The surest mistakes:", ""]
-            lines += [*surest_mistakes(result.predictions, mistakes), ""]
+            mistakes = surest_mistakes(result.predictions, settings.surest_mistakes)
+            rows = [
+                [row["index"], row["label"], row["prediction"], percent(row["confidence"])]
+                for row in mistakes.to_dict("records")
+            ]
+            header = ["test image", "label", "prediction", "confidence"]
+            lines += ["The surest mistakes:", "", *render.markdown_table(header, rows), ""]
         else:
             lines += ["No mistake.", ""]
     return "\n".join(lines)
 
 
+NOTES = (
+    "Intervals are Wilson's over test images, or Student's over seeds where there are several; the "
+    "loss is the mean cross-entropy in nats; the calibration error is expected over 15 bins; "
+    "memory is over the loaded model."
+)
+PAIR_NOTES = (
+    "The same images, pair by pair: McNemar's exact test, or Welch's over seeds where both "
+    "variants have several; p-values are adjusted for the number of pairs by Holm's method; below "
+    "0.05 a difference counts."
+)
+
+
+def made_in(results: Sequence[Result]) -> str:
+    """Return in which precision and on which hardware the variants were trained."""
+    hardware = {f"{each.training['precision']} on the {each.training['device']}": None
+                for each in results}  # fmt: skip
+    return f"Trained in {'; '.join(hardware)}."
+
+
+def write_page(
+    dataset: str,
+    results: Sequence[Result],
+    pairs: Sequence[Pair],
+    classes: int,
+    settings: Report,
+    test: SplitReader,
+    origin: dict[str, str],
+    budget_mb: float,
+) -> str:
+    """Return the report as a page.
+
+    Parameters
+    ----------
+    dataset, results, pairs, classes, settings
+        As of `write_markdown`.
+    test : SplitReader
+        The test images, for the pictures of mistakes.
+    origin : dict of str to str
+        What made the results, by its name.
+    budget_mb : float
+        The memory that evaluation is allowed, over the loaded model.
+    """
+    ordered = by_errors(results)
+    names = [result.variant for result in ordered]
+
+    def joined(table: str) -> pd.DataFrame:
+        tables: list[pd.DataFrame] = [
+            getattr(each, table).assign(variant=each.variant) for each in ordered
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    matrices = {each.variant: confusion_matrix(each.predictions, classes) for each in ordered}
+    first = matrices[names[0]]
+    return render.page(
+        "report.html",
+        title=f"{dataset}: AlexNet and others on {results[0].metrics['n']:,} test images",
+        dataset=dataset,
+        images=results[0].metrics["n"],
+        summary=summarise(results, pairs),
+        made_in=made_in(results),
+        notes=NOTES,
+        pair_notes=PAIR_NOTES,
+        variant_header=VARIANT_HEADER,
+        variant_rows=variant_rows(results),
+        pair_header=PAIR_HEADER,
+        pair_rows=pair_rows(pairs),
+        charts=[
+            _figure(
+                charts.learning_curves(joined("training_curve"), names, "loss", "training loss"),
+                "Training loss, the mean of the steps before each point",
+                "training loss over epochs", _last(ordered, "training_curve", "loss", ".4f"),
+            ),
+            _figure(
+                charts.learning_curves(
+                    joined("validation_curve"), names, "accuracy", "validation accuracy"
+                ),
+                "Accuracy on the validation split, after each epoch",
+                "validation accuracy over epochs",
+                _last(ordered, "validation_curve", "accuracy", ".2%"),
+            ),
+        ],
+        reliability=_figure(
+            charts.reliability(joined("reliability"), names),
+            "Accuracy of the images by the confidence of their prediction, in 15 bins; larger "
+            "points hold more images; the diagonal is a model that is right as often as it is sure",
+            "accuracy against confidence",
+            "; ".join(
+                f"{each.variant}: expected calibration error {each.metrics['ece']:.4f}"
+                for each in ordered
+            ),
+        ),
+        footprint=_figure(
+            charts.footprint(joined("footprint"), names, budget_mb),
+            f"Memory by images at once; the dotted line is the budget of {budget_mb:g} MB",
+            "memory against images at once, which the table gives", "",
+        ),
+        footprint_rows=[_footprint_row(each) for each in ordered],
+        confusion=matrices,
+        heats={name: _heats(matrix) for name, matrix in matrices.items()},
+        recall_rows=[
+            (
+                label,
+                count(first[label].sum() // ordered[0].seeds),
+                [each[label, label] / max(1, each[label].sum()) for each in matrices.values()],
+            )
+            for label in range(classes)
+        ],
+        percent=percent,
+        mistakes={each.variant: _pictures(each, settings.surest_mistakes, test)
+                  for each in ordered},
+        seeds={each.variant: each.seeds for each in ordered},
+        origin=origin,
+    )  # fmt: skip
+
+
+def _heats(matrix: NDArray[np.int64]) -> list[list[float]]:
+    """Return how deep each cell of a confusion matrix is coloured, 0…1."""
+    wrong = matrix - np.diag(matrix.diagonal())
+    shares = np.sqrt(wrong / max(1, wrong.max())) + np.diag((matrix.diagonal() > 0) * 0.5)
+    return [[round(float(share), 3) for share in row] for row in shares]
+
+
+def _figure(svg: str, caption: str, shows: str, values: str) -> dict[str, Any]:
+    """Return a chart with its caption, and with what a screen reader says of it."""
+    label = f"Chart of {shows}" + (f": {values}" if values else "")
+    return {"svg": render.chart(svg), "caption": caption, "label": label}
+
+
+def _last(results: Sequence[Result], table: str, column: str, form: str) -> str:
+    values = (getattr(each, table)[column].iloc[-1] for each in results)
+    return "at the end " + ", ".join(
+        f"{each.variant} {value:{form}}" for each, value in zip(results, values, strict=True)
+    )
+
+
+def _footprint_row(result: Result) -> list[str]:
+    """Return a variant's memory in chunks, and with the whole test set at once."""
+    images = result.metrics["n"]
+    evaluation = result.metrics["evaluation"]
+    last = result.footprint.iloc[-1]
+    whole = last["peak_memory_mb"] * images / last["chunk_size"]
+    return [
+        result.variant,
+        f"{evaluation['peak_memory_mb']:,.0f} MB in chunks of {evaluation['chunk_size']:,}",
+        f"{whole:,.0f} MB"
+        if last["chunk_size"] == images
+        else f"about {whole:,.0f} MB by extrapolation; not tried, for want of memory",
+    ]
+
+
+def _pictures(result: Result, shown: int, test: SplitReader) -> list[dict[str, Any]]:
+    """Return the surest mistakes, each with its picture."""
+    return [
+        {
+            "picture": render.picture(test.read(row["index"], row["index"] + 1).images[0]),
+            "index": row["index"],
+            "label": row["label"],
+            "prediction": row["prediction"],
+            "confidence": percent(row["confidence"]),
+        }
+        for row in surest_mistakes(result.predictions, shown).to_dict("records")
+    ]
+
+
+def describe_origin(
+    results: Sequence[Result], summary: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, str]:
+    """Return what made the results: commit, parameters, data, versions, hardware.
+
+    The commit is the one that was checked out. It is told, and nothing depends on it.
+    """
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = None  # a layer on one line
+    yaml.representer.ignore_aliases = lambda _: True
+    yaml.dump(settings, text)
+    versions = {"Python": platform.python_version()} | results[0].training["versions"]
+    return {
+        "Commit": describe_commit(),
+        "Hardware": made_in(results),
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "Data, SHA-256": "\n".join(f"{each}  {role}" for role, each in summary["sha256"].items()),
+        "Parameters": text.getvalue(),
+    }
+
+
+def describe_commit() -> str:
+    """Return the commit that is checked out, and which code or parameters differ from it."""
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return "unknown: this is no git repository"
+    changed = [line[3:] for line in _git("status", "--porcelain", "--", *TRACKED).splitlines()]
+    return commit.strip() + (f", with changes in {render.some(changed)}" if changed else "")
+
+
+TRACKED = ("pipeline", "params.yaml", "dvc.yaml")
+
+
+def _git(*command: str) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", *command],  # noqa: S607
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except OSError:  # no git
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
 def main(dataset: str) -> None:
-    """Write the report of `dataset`."""
+    """Write the report of `dataset`, and the page."""
     params = Params()
     settings: Report = params.get("report", Report)
     variants: list[str] = params.get("run.variants", list[str])
     classes: int = params.get(f"datasets.{dataset}.classes", Classes)
+    table: dict[str, Any] = params.get("variants", dict[str, Any])
+    evaluate: dict[str, Any] = params.get("evaluate", dict[str, Any])
+    made_with = {
+        dataset: {
+            "preprocess": params.get(f"datasets.{dataset}.preprocess", dict[str, Any]),
+            "train": params.get(f"datasets.{dataset}.train", dict[str, Any]),
+        },
+        "preprocess": params.get("preprocess", dict[str, Any]),
+        "train": params.get("train", dict[str, Any]),
+        "evaluate": evaluate,
+        "variants": {name: table[name] for name in variants},
+    }
     results = [read_result(dataset, variant) for variant in variants]
-    report = write_report(dataset, results, classes, settings.surest_mistakes)
-    write_text(paths.report(dataset), report)
-    print(f"{dataset}: {paths.report(dataset)}")
-    print("\n".join(compare(results)))
+    origin = describe_origin(results, read_json(paths.summary(dataset)), made_with)
+    pairs = compare_pairs(results)
+    with SplitReader(paths.prepared(dataset, "test")) as test:
+        page = write_page(
+            dataset, results, pairs, classes, settings, test, origin, evaluate["memory_budget_mb"]
+        )
+    write_text(paths.page(dataset), page)
+    write_text(paths.report(dataset), write_markdown(dataset, results, pairs, classes, settings))
+    print(f"{dataset}: {paths.report(dataset)} and {paths.page(dataset)}")
+    print(summarise(results, pairs))
+    print("\n".join(render.markdown_table(VARIANT_HEADER, variant_rows(results))))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pipeline.errors import DataError
 WORKSPACE = "workspace"
 LOCK = Path("dvc.lock")
 EVALUATION = re.compile(r"evaluate@(?P<dataset>[a-z0-9_]+)-(?P<variant>[a-z0-9_]+)")
-COLUMNS = {"index": "int64", "label": "int64", "prediction": "int64"}
+COLUMNS = {"seed": "int64", "index": "int64", "label": "int64", "prediction": "int64"}
 
 Key = tuple[str, str]  # data set, variant
 
@@ -39,7 +39,8 @@ class Measured:
     metrics : dict
         As the evaluation wrote them.
     predictions : DataFrame or None
-        A row for each test image: index, label, prediction; None if they cannot be had.
+        A row for each seed and test image: seed, index, label, prediction; None if they cannot be
+        had.
     digest : str or None
         The hash of the predictions that dvc.lock has; None where the file itself is there.
     inputs : dict
@@ -199,6 +200,8 @@ def _digest(lock: dict[str, Any], path: Path) -> str | None:
 def _table(name: str, text: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(io.StringIO(text), dtype=COLUMNS)
+        if "seed" not in table:  # as it was before a variant could have several
+            table["seed"] = 0
         return table[list(COLUMNS)]
     except (ValueError, KeyError) as error:
         raise DataError(f"{name}: predictions cannot be read ({error})") from error
@@ -207,8 +210,8 @@ def _table(name: str, text: str) -> pd.DataFrame:
 def _json(name: str, path: Path, text: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(text)
-        if not isinstance(content["n"], int) or not isinstance(content["errors"], int):
-            raise TypeError("n and errors are counts")
+        if not isinstance(content["n"], int) or not isinstance(content["errors"], int | float):
+            raise TypeError("n and errors are numbers")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{name}: {path} cannot be read ({error})") from error
     return content

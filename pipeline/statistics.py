@@ -1,10 +1,12 @@
 """Whether two classifiers differ: tests and intervals for accuracies, most on the same images."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.stats import binomtest, norm
+import pandas as pd
+from scipy.stats import binomtest, norm, ttest_ind
 
 from pipeline.metrics import Z_95, wilson_interval
 
@@ -18,6 +20,71 @@ class Difference(NamedTuple):
     low: float
     high: float
     p: float
+
+
+class Paired(NamedTuple):
+    """Two classifiers on the same images.
+
+    ``fixed`` and ``broken`` are the images that only the second one, and only the first one, has
+    right, each trained with its first seed. ``over_seeds`` tells whether the difference is between
+    means over seeds.
+    """
+
+    difference: Difference
+    fixed: list[int]
+    broken: list[int]
+    over_seeds: bool
+
+
+def compare_predictions(first: pd.DataFrame, second: pd.DataFrame) -> Paired:
+    """Compare two classifiers by what they predicted for the same images.
+
+    With several seeds on both sides it is the means over seeds that are compared, since one
+    training more or less well says nothing of the other; else the first seeds, image by image.
+
+    Parameters
+    ----------
+    first, second : DataFrame
+        A row for each seed and image: seed, index, label, prediction.
+    """
+    accuracies = []
+    rights = []
+    for table in (first, second):
+        right = (table["label"] == table["prediction"]).groupby(table["seed"], sort=False)
+        accuracies.append(right.mean().tolist())
+        rights.append(next(iter(right))[1].to_numpy())
+    images = first["index"].to_numpy()[: len(rights[0])]
+    fixed = images[~rights[0] & rights[1]].tolist()
+    broken = images[rights[0] & ~rights[1]].tolist()
+    several = all(len(values) > 1 for values in accuracies)
+    over_seeds = several and any(len(set(values)) > 1 for values in accuracies)
+    difference = (
+        seeds_difference(*accuracies)
+        if over_seeds
+        else paired_difference(len(images), len(fixed), len(broken))
+    )
+    return Paired(difference, fixed, broken, over_seeds)
+
+
+def seeds_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Compare the mean accuracies of two classifiers, each trained with several seeds.
+
+    Returns
+    -------
+    Difference
+        Second minus first; p-value and interval are those of Welch's t-test.
+
+    Notes
+    -----
+    Source: B. L. Welch, The generalization of "Student's" problem when several different population
+    variances are involved, Biometrika 34 (1947).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one side may have no spread
+        test = ttest_ind(second, first, equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    value = sum(second) / len(second) - sum(first) / len(first)
+    return Difference(value, float(low), float(high), float(test.pvalue))
 
 
 def paired_difference(n: int, fixed: int, broken: int) -> Difference:

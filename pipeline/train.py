@@ -1,15 +1,15 @@
 """Train a variant on a data set, for its budget of samples or epochs."""
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from pydantic import Field
 
 from pipeline import model, paths
 from pipeline.batches import BatchOrder
@@ -20,13 +20,13 @@ from pipeline.files import require_writable, write_json, write_text
 from pipeline.optimizer import FusedAdam
 from pipeline.params import Params, Section
 from pipeline.progress import Progress
-from pipeline.variants import BudgetOverride, PositiveInt, Schedule, Variant, count_steps
+from pipeline.variants import BudgetOverride, PositiveInt, Schedule, Seeds, Variant, count_steps
 
 
 class Train(Section):
-    """How every variant is trained."""
+    """How every variant is trained: once for each of ``seeds``, if it has none of its own."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seeds: Seeds
     precision: Precision
     schedule: Schedule
     log_every_steps: PositiveInt
@@ -71,12 +71,6 @@ class History:
 
     train: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
-
-    def csv(self, split: str) -> str:
-        """Return one curve as CSV, numbers with six significant digits."""
-        return pd.DataFrame(getattr(self, split)).to_csv(
-            index=False, float_format="%.6g", lineterminator="\n"
-        )
 
 
 class Trained(NamedTuple):
@@ -163,7 +157,8 @@ def train(
     network: keras.Model,
     variant: Variant,
     settings: Train,
-    splits: dict[str, Split],
+    seed: int,
+    splits: Mapping[str, Split],
     steps: int,
     progress: Progress,
 ) -> Trained:
@@ -176,6 +171,8 @@ def train(
     variant : Variant
         Gives batch size and learning rate.
     settings : Train
+    seed : int
+        Of the order of the images.
     splits : dict
         The ``"train"`` and the ``"validation"`` split.
     steps : int
@@ -194,7 +191,7 @@ def train(
     running = RunningMean()
     training_step = make_training_step(network, batch_size, running)
     validate = make_validation(network, splits["validation"], batch_size)
-    order = BatchOrder(len(labels), settings.seed)
+    order = BatchOrder(len(labels), seed)
     history = History()
     first_step_seconds = validation_seconds = 0.0
     begin = time.perf_counter()
@@ -237,26 +234,51 @@ def _detail(history: History) -> str:
     return ", ".join(parts)
 
 
-def summarise(trained: Trained, parameters: int, batch_size: int) -> dict[str, Any]:
-    """Return what a training took and reached; its seconds leave out validation."""
-    last = trained.history.validation[-1]
-    steps = int(last["step"])
-    later_seconds = trained.training_seconds - trained.first_step_seconds
+def curve(trainings: Mapping[int, Trained], split: str) -> str:
+    """Return the learning curves on a split as CSV, numbers with six significant digits.
+
+    Parameters
+    ----------
+    trainings : dict of int to Trained
+        By seed, which is the first column.
+    split : {"train", "validation"}
+    """
+    rows = [
+        {"seed": seed, **row}
+        for seed, trained in trainings.items()
+        for row in getattr(trained.history, split)
+    ]
+    return pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def summarise(trainings: Mapping[int, Trained], parameters: int, batch_size: int) -> dict[str, Any]:
+    """Return what a training took and reached, the mean over seeds; seconds without validation."""
+    all_trained = trainings.values()
+    last = [each.history.validation[-1] for each in all_trained]
+    steps = int(last[0]["step"])
+    speeds = [
+        (steps - 1) * batch_size / (each.training_seconds - each.first_step_seconds)
+        for each in all_trained
+    ]
+
     return {
+        "seeds": list(trainings),
         "parameters": parameters,
         "steps": steps,
         "samples": steps * batch_size,
-        "epochs": round(last["epoch"], 3),
-        "validation_loss": round(last["loss"], 6),
-        "validation_accuracy": last["accuracy"],
-        "seconds": round(trained.training_seconds, 1),
-        "validation_seconds": round(trained.validation_seconds, 1),
-        "images_per_second": round((steps - 1) * batch_size / later_seconds, 1),
+        "epochs": round(last[0]["epoch"], 3),
+        "validation_loss": round(statistics.mean(row["loss"] for row in last), 6),
+        "validation_accuracy": round(statistics.mean(row["accuracy"] for row in last), 6),
+        "seconds": round(statistics.mean(each.training_seconds for each in all_trained), 1),
+        "validation_seconds": round(
+            statistics.mean(each.validation_seconds for each in all_trained), 1
+        ),
+        "images_per_second": round(statistics.mean(speeds), 1),
     }
 
 
 def main(dataset: str, variant: str) -> None:
-    """Train `variant` on `dataset`, and write model, curves and what it took."""
+    """Train `variant` on `dataset`, and write models, curves and what it took."""
     params = Params()
     row: Variant = params.get(f"variants.{variant}", Variant)
     settings: Train = params.get("train", Train)
@@ -264,8 +286,12 @@ def main(dataset: str, variant: str) -> None:
     classes: int = params.get(f"datasets.{dataset}.classes", Classes)
     splits = {name: map_split(paths.prepared(dataset, name)) for name in ("train", "validation")}
     images = splits["train"].images
-    written = [paths.model(dataset, variant), paths.training(dataset, variant)]
-    require_writable(*written, *(paths.history(dataset, variant, name) for name in splits))
+    seeds = row.seeds or settings.seeds
+    require_writable(
+        paths.training(dataset, variant),
+        *(paths.model(dataset, variant, seed) for seed in seeds),
+        *(paths.history(dataset, variant, name) for name in splits),
+    )
     steps = count_steps(override.apply(row.budget), row.batch_size, len(images))
 
     device = find_device()
@@ -278,27 +304,31 @@ def main(dataset: str, variant: str) -> None:
         classes=classes,
         network=row.network(),
     )
-    network = model.build(description, seed=settings.seed, precision=precision)
     print(
-        f"{dataset}/{variant}: {network.count_params():,} parameters, {steps:,} steps of "
-        f"{row.batch_size}, {precision} on the {device}",
+        f"{dataset}/{variant}: {description.parameters:,} parameters, {steps:,} steps of "
+        f"{row.batch_size}, {f'{len(seeds)} seeds, ' if len(seeds) > 1 else ''}"
+        f"{precision} on the {device}",
         flush=True,
     )
+    model.remove_all(paths.models(dataset, variant))
+    trainings = {}
     with Progress(
         f"train {dataset}/{variant}",
-        steps,
+        steps * len(seeds),
         "steps",
         rate_unit="images",
         rate_per_unit=row.batch_size,
     ) as progress:
-        trained = train(network, row, settings, splits, steps, progress)
+        for seed in seeds:
+            network = model.build(description, seed=seed, precision=precision)
+            trainings[seed] = train(network, row, settings, seed, splits, steps, progress)
+            model.save(paths.model(dataset, variant, seed), network, description)
 
-    model.save(paths.model(dataset, variant), network, description)
     for name in splits:
-        write_text(paths.history(dataset, variant, name), trained.history.csv(name))
+        write_text(paths.history(dataset, variant, name), curve(trainings, name))
     write_json(
         paths.training(dataset, variant),
-        summarise(trained, network.count_params(), row.batch_size)
+        summarise(trainings, description.parameters, row.batch_size)
         | {
             "precision": precision,
             "device": str(device),

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.errors import ModelError, TrainingError
 from pipeline.params import Section
@@ -18,6 +18,19 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Activation = Literal["relu", "tanh", "linear"]
 Padding = Literal["same", "valid"]
+
+
+def _no_seed_twice(seeds: list[int]) -> list[int]:
+    twice = [seed for seed, count in Counter(seeds).items() if count > 1]
+    if twice:
+        raise ValueError(f"expected each seed once, received {twice[0]} twice")
+    return seeds
+
+
+# A training for each.
+Seeds = Annotated[
+    list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_no_seed_twice)
+]
 
 
 class Conv(Section):
@@ -149,11 +162,15 @@ class Network(Section):
 
 
 class Variant(Network):
-    """A row of the table: the network, and how it is trained."""
+    """A row of the table: the network, and how it is trained.
+
+    ``seeds`` are the variant's own; without them it is trained with those of all variants.
+    """
 
     budget: Budget
     batch_size: PositiveInt
     learning_rate: PositiveFloat
+    seeds: Seeds | None = None
 
     def network(self) -> Network:
         """Return the row without its training."""

@@ -16,8 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import download, idx, paths
+from pipeline import idx, paths
 from pipeline.data import Split
+from pipeline.files import sha256
 
 ROOT = Path(__file__).parent.parent
 SIDE, CLASSES = 12, 3
@@ -68,7 +69,7 @@ def add_tiny(mirror: Path) -> Callable[[Any], None]:
                 "source": "mirrors",
                 "mirrors": [str(mirror)],
                 "files": {
-                    role: {"name": path.name, "sha256": download.sha256(path)}
+                    role: {"name": path.name, "sha256": sha256(path)}
                     for role, path in files.items()
                 },
             },
@@ -107,6 +108,21 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / paths.PARAMS, root)
     edit_params(root / paths.PARAMS, add_tiny(tmp_path / "mirror"))
     monkeypatch.chdir(root)
+    return root
+
+
+def make_repository(root: Path, change: Callable[[Any], None]) -> Path:
+    """Make a repository of git and DVC with this project's code, and its params changed."""
+    root.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "pipeline", root / "pipeline", ignore=ignore)
+    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, root)
+    edit_params(root / "params.yaml", change)
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        subprocess.run(command, cwd=root, env=environment(), check=True, timeout=60)
+    shutil.copy(ROOT / ".dvc/config", root / ".dvc/config")
+    shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
     return root
 
 

@@ -3,13 +3,18 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
-from pipeline.compare import as_json, as_markdown, as_text, compare_revisions, main, points
+from pipeline.compare import as_json, as_markdown, as_text, compare_revisions, main
 from pipeline.errors import DataError
 from pipeline.revisions import Revisions
-from tests.conftest import environment
+from tests.browser import open_page
+from tests.conftest import edit_params, environment, make_repository
 
 # What stands in for training and evaluation: `wrong` images that a seed chooses are misread.
 MEASURE = """
@@ -91,7 +96,9 @@ def repository(history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_change_of_seed_is_no_evidence_and_a_regression_is_worse(repository: Path) -> None:
     """Each revision is held against the first one, with the images that flipped."""
-    comparisons, errors = compare_revisions(Revisions(repository), ["base", "seed", "regression"])
+    comparisons, errors, _ = compare_revisions(
+        Revisions(repository), ["base", "seed", "regression"]
+    )
     assert errors == []
     found = {(each.variant, each.revision): each for each in comparisons}
     assert {key: each.verdict for key, each in found.items()} == {
@@ -112,7 +119,7 @@ def test_code_that_changed_is_named(repository: Path) -> None:
     with open(repository / "measure.py", "a") as file:
         file.write("# touched\n")
     run(repository, "dvc", "repro", "-q")
-    comparisons, _ = compare_revisions(Revisions(repository), ["smaller", "workspace"])
+    comparisons, *_ = compare_revisions(Revisions(repository), ["smaller", "workspace"])
     assert {tuple(each.changed) for each in comparisons} == {("measure.py",)}
 
 
@@ -121,7 +128,7 @@ def test_an_experiment_is_a_revision(repository: Path) -> None:
     set_variant(repository, seed=0, wrong=20, images=500)
     run(repository, "dvc", "repro", "-q")
     run(repository, "dvc", "exp", "save", "-n", "fewer-mistakes")
-    comparisons, errors = compare_revisions(Revisions(repository), ["smaller", "fewer-mistakes"])
+    comparisons, errors, _ = compare_revisions(Revisions(repository), ["smaller", "fewer-mistakes"])
     assert errors == []
     assert [each.verdict for each in comparisons if each.variant == "net"] == ["better"]
 
@@ -133,7 +140,7 @@ def test_predictions_come_from_a_remote(repository: Path, tmp_path: Path) -> Non
         run(repository, "git", "checkout", "-q", tag)
         run(repository, "dvc", "push", "-q")
     shutil.rmtree(repository / ".dvc/cache")
-    comparisons, _ = compare_revisions(Revisions(repository), ["base", "regression"])
+    comparisons, *_ = compare_revisions(Revisions(repository), ["base", "regression"])
     assert [each.unpaired_because for each in comparisons] == ["", ""]
 
 
@@ -151,7 +158,7 @@ def test_without_predictions_intervals_are_not_paired(
 def test_equal_predictions_need_not_be_at_hand(repository: Path) -> None:
     """Two revisions with the same hash of predictions are known to have no image flipped."""
     shutil.rmtree(repository / ".dvc/cache")
-    comparisons, _ = compare_revisions(Revisions(repository), ["base", "regression"])
+    comparisons, *_ = compare_revisions(Revisions(repository), ["base", "regression"])
     other = next(each for each in comparisons if each.variant == "other")
     assert (other.unpaired_because, other.difference.value, other.difference.p) == ("", 0, 1)
 
@@ -170,7 +177,7 @@ def test_a_call_that_compares_nothing_is_refused(
 
 def test_predictions_of_another_length_are_not_paired(repository: Path) -> None:
     """Test sets of another size are told, and the rest is compared."""
-    comparisons, errors = compare_revisions(Revisions(repository), ["base", "smaller"])
+    comparisons, errors, _ = compare_revisions(Revisions(repository), ["base", "smaller"])
     reasons = {each.variant: each.unpaired_because for each in comparisons}
     assert reasons == {"net": "base has 1,000 test images, smaller has 500", "other": ""}
     assert errors == []
@@ -261,18 +268,102 @@ def test_a_folder_without_dvc_is_one_line(
 
 def test_one_comparison_is_told_in_three_formats(repository: Path) -> None:
     """Text, Markdown and JSON have the same verdicts; JSON has every image that flipped."""
-    comparisons, _ = compare_revisions(Revisions(repository), ["base", "regression"])
-    assert "Against base: 1 worse, 1 no evidence of a difference (2 comparisons" in as_text(
-        comparisons
-    )
-    rows = [line for line in as_markdown(comparisons).splitlines() if line.startswith("| digits")]
+    outcome = compare_revisions(Revisions(repository), ["base", "regression"])
+    assert "Against base: 1 worse, 1 no evidence of a difference (2 comparisons" in as_text(outcome)
+    rows = [line for line in as_markdown(outcome).splitlines() if line.startswith("| digits")]
     assert rows[0].endswith("| worse |")
-    entries = json.loads(as_json(comparisons))
+    entries = json.loads(as_json(outcome))
     assert entries[0]["verdict"] == "worse"
     assert len(entries[0]["broken"]) > 10
 
 
-def test_a_difference_has_its_sign() -> None:
-    """Points are percentage points, with a minus that is one."""
-    assert points(0.0123) == "+1.23"
-    assert points(-0.0123) == "−1.23"
+def test_a_page_shows_each_metric_over_the_revisions(repository: Path, tmp_path: Path) -> None:
+    """The page has the table, and a chart of each metric with every revision."""
+    target = tmp_path / "page.html"
+    revisions = ["base", "seed", "regression"]
+    assert main([*revisions, "--format", "html", "--output", str(target)]) == 0
+    page = target.read_text()
+    assert page.count('<figure><div role="img" aria-label="Chart of test accuracy over') == 1
+    assert 'class="text worse"' in page
+    for revision in revisions:
+        assert f">{revision}</text>" in page
+
+
+@pytest.mark.slow
+def test_the_page_opens_offline(repository: Path, tmp_path: Path) -> None:
+    """In a real browser, on a phone's width: no console message, no request, no sideways scroll."""
+    target = tmp_path / "page.html"
+    main(["base", "regression", "--format", "html", "--output", str(target)])
+    with open_page(target, 390, "dark") as page:
+        assert page.messages() == []
+        assert page.requests() == [target.as_uri()]
+        assert page.ask("document.documentElement.scrollWidth") <= 390
+
+
+def test_where_the_first_revision_is_bad_the_next_one_is_the_baseline(repository: Path) -> None:
+    """The rest is compared, against the first revision that can be read."""
+    comparisons, errors, _ = compare_revisions(
+        Revisions(repository), ["nosuch", "base", "regression"]
+    )
+    assert {(each.baseline, each.revision) for each in comparisons} == {("base", "regression")}
+    assert len(errors) == 1
+
+
+def test_results_from_before_there_were_seeds_are_compared(repository: Path) -> None:
+    """Predictions without a column of seeds are those of one, and pair with those that have it."""
+    text = (repository / "measure.py").read_text()
+    text = text.replace('"index,label', '"seed,index,label').replace('f"{i},', 'f"0,{i},')
+    (repository / "measure.py").write_text(text)
+    commit(repository, "seeded", seed=0, wrong=20, images=1000)
+    comparisons, errors, _ = compare_revisions(Revisions(repository), ["base", "seeded"])
+    assert errors == []
+    assert [each.unpaired_because for each in comparisons] == ["", ""]
+    assert [each.difference.value for each in comparisons] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_real_history_is_judged_as_statsmodels_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real trainings on `digits`: another seed is no evidence, a tenth of the training is worse."""
+    root = make_repository(
+        tmp_path / "project",
+        lambda params: params["run"].update(datasets=["digits"], variants=["lenet5"]),
+    )
+    monkeypatch.chdir(root)
+    predictions = {}
+    for tag, seeds, epochs in (("base", [0], 24), ("seed", [1], 24), ("tenth", [0], 2)):
+
+        def change(params: Any, seeds: list[int] = seeds, epochs: int = epochs) -> None:
+            params["train"]["seeds"] = seeds
+            params["datasets"]["digits"]["train"]["epochs"] = epochs
+
+        edit_params(root / "params.yaml", change)
+        run(root, "dvc", "repro")
+        predictions[tag] = pd.read_csv(root / "predictions/digits/lenet5.csv")
+        run(root, "git", "add", "-A")
+        run(root, "git", "commit", "-qm", tag)
+        run(root, "git", "tag", tag)
+
+    comparisons, errors, _ = compare_revisions(Revisions(root), ["base", "seed", "tenth"])
+    assert errors == []
+    assert {each.revision: each.verdict for each in comparisons} == {
+        "seed": "no evidence of a difference",
+        "tenth": "worse",
+    }
+    right = {tag: each["label"] == each["prediction"] for tag, each in predictions.items()}
+    p_values = []
+    for each in comparisons:
+        table = pd.crosstab(right["base"], right[each.revision])
+        assert len(each.fixed) == table.loc[False, True]
+        assert len(each.broken) == table.loc[True, False]
+        p_values.append(mcnemar(table, exact=True).pvalue)
+        assert each.difference.p == pytest.approx(min(1, p_values[-1]))
+    adjusted = multipletests(p_values, method="holm")[1]
+    assert [each.adjusted_p for each in comparisons] == pytest.approx(list(adjusted))
+    assert [each.changed for each in comparisons] == [
+        ["train.seeds: [0] → [1]"], ["datasets.digits.train.epochs: 24 → 2"],
+    ]  # fmt: skip
+    assert main(["base", "seed", "--fail-if-worse"]) == 0
+    assert main(["base", "tenth", "--fail-if-worse"]) == 1
+    assert main(["base", "tenth", "--fail-if-worse", "--tolerance", "50"]) == 0

@@ -8,6 +8,7 @@ import pytest
 from pipeline import download, idx, paths
 from pipeline.download import DigitsSource, RemoteFile, fetch, make_digits
 from pipeline.errors import DownloadError, OutputError
+from pipeline.files import sha256
 from pipeline.params import Params
 from tests.conftest import Mirror, assert_one_clear_line, edit_params, no_parts, run_stage
 
@@ -151,7 +152,7 @@ def test_the_stage_fetches_every_file(project: Path) -> None:
     download.main("tiny")
     files = Params().content["datasets"]["tiny"]["download"]["files"]
     for role in paths.ROLES:
-        assert download.sha256(paths.raw("tiny") / role) == files[role]["sha256"]
+        assert sha256(paths.raw("tiny") / role) == files[role]["sha256"]
 
 
 def test_no_mirror_is_one_clear_line_with_the_remedy(project: Path) -> None:

@@ -1,6 +1,7 @@
 """dvc.yaml is honest: held against the code by reading both, and by running a real DVC repository."""
 
 import ast
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,10 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import paths
-from tests.conftest import ROOT, add_tiny, edit_params, environment
+from tests.conftest import ROOT, add_tiny, edit_params, environment, make_repository
 
-STAGES = ("download", "preprocess", "train", "evaluate", "report")
-COMPUTES_WITH_TENSORFLOW = {"train", "evaluate"}
+STAGES = ("download", "preprocess", "train", "evaluate", "footprint", "report")
+COMPUTES_WITH_TENSORFLOW = {"train", "evaluate", "footprint"}
 
 STAGE_TABLE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -56,6 +57,19 @@ def test_a_stage_depends_on_its_modules_import_closure(stage: str) -> None:
     declared = {dep for dep in STAGE_TABLE[stage]["deps"] if dep.endswith(".py")}
     files = closure(ROOT / f"pipeline/{stage}.py")
     assert declared == {str(file.relative_to(ROOT)) for file in files}
+
+
+def test_the_report_depends_on_its_templates() -> None:
+    """The page is made anew when its template, or one that this includes, changes."""
+    declared = {Path(dep).name for dep in STAGE_TABLE["report"]["deps"] if dep.endswith(".html")}
+    wanted, found = {"report.html"}, set()
+    while wanted:
+        found |= wanted
+        texts = [(ROOT / "pipeline/templates" / name).read_text() for name in wanted]
+        wanted = (
+            set(re.findall(r'(?:extends|from|include|import) "([^"]+)"', "".join(texts))) - found
+        )
+    assert declared == found
 
 
 def test_every_stage_is_a_module_and_a_test_file() -> None:
@@ -103,13 +117,14 @@ def test_a_stages_files_are_where_the_code_puts_them(stage: str) -> None:
         "download": [paths.raw(d)],
         "preprocess": [*(paths.prepared(d, split) for split in paths.SPLITS), paths.summary(d)],
         "train": [
-            paths.model(d, v),
+            paths.models(d, v),
             paths.training(d, v),
             paths.history(d, v, "train"),
             paths.history(d, v, "validation"),
         ],
-        "evaluate": [paths.predictions(d, v), paths.metrics(d, v)],
-        "report": [paths.report(d)],
+        "evaluate": [paths.predictions(d, v), paths.metrics(d, v), paths.reliability(d, v)],
+        "footprint": [paths.footprint(d, v)],
+        "report": [paths.page(d), paths.report(d)],
     }
     entries = [
         entry if isinstance(entry, str) else next(iter(entry))
@@ -165,16 +180,8 @@ def stages_run(output: str) -> list[str]:
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone of the project with the small data set, reproduced and committed."""
-    root = tmp_path_factory.mktemp("clone") / "project"
-    root.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "pipeline", root / "pipeline", ignore=ignore)
-    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
-        shutil.copy(ROOT / name, root)
-    edit_params(root / "params.yaml", add_tiny(root.parent / "mirror"))
-    run("git", "init", "-q", cwd=root)
-    run("dvc", "init", "-q", cwd=root)
-    shutil.copy(ROOT / ".dvc/config", root / ".dvc/config")
+    folder = tmp_path_factory.mktemp("clone")
+    root = make_repository(folder / "project", add_tiny(folder / "mirror"))
     run("dvc", "repro", cwd=root)
     run("git", "add", "-A", cwd=root)
     run("git", "commit", "-qm", "first", cwd=root)
@@ -236,20 +243,48 @@ class TestRealRepository:
         assert "accuracy" in run("dvc", "metrics", "show", cwd=repository)
         run("dvc", "plots", "diff", "HEAD", cwd=repository)
         page = (repository / "dvc_plots/index.html").read_text()
-        assert "history_tiny_tiny_dense_validation_csv" in page
+        for name, mark in (
+            ("history_tiny_tiny_dense_validation_csv", '"rev": "workspace"'),
+            ("history_tiny_tiny_dense_train_csv", '"type": "log"'),
+            ("predictions_tiny_tiny_dense_csv", '"type": "rect"'),
+            ("reliability_tiny_tiny_dense_csv", '"domain": [0, 1]'),
+        ):
+            plot = page.partition(f'id = "{name}"')[2].partition("vegaEmbed")[0]
+            assert mark in plot, name
+            for revision in ('"rev": "HEAD"', '"rev": "workspace"'):
+                assert revision in plot, name
+
+    def test_seeds_of_a_variant_train_it_several_times(self, repository: Path) -> None:
+        """`seeds: [0, 1]` trains a variant twice, and metrics and report tell mean and deviation."""
+        edit_params(
+            repository / "params.yaml",
+            lambda params: params["variants"]["tiny_dense"].update(seeds=[0, 1]),
+        )
+        assert stages_run(run("dvc", "repro", cwd=repository)) == [
+            "train@tiny-tiny_dense", "evaluate@tiny-tiny_dense", "report@tiny",
+        ]  # fmt: skip
+        assert "accuracy_deviation" in run("dvc", "metrics", "diff", cwd=repository)
+        assert ", 2 seeds" in (repository / "reports/tiny.md").read_text()
 
     def test_the_same_seed_gives_the_same_bytes(self, repository: Path) -> None:
         """Trained and evaluated anew, models, curves and predictions have the same bytes."""
         results = [
             path
-            for folder in ("models", "history", "predictions", "data/prepared", "data/summary")
+            for folder in (
+                "models",
+                "history",
+                "predictions",
+                "reliability",
+                "data/prepared",
+                "data/summary",
+            )
             for path in (repository / folder).rglob("*")
             if path.is_file() and path.name != ".gitignore"
         ]
         before = [path.read_bytes() for path in results]
         shutil.rmtree(repository / ".dvc/cache/runs")
         output = run("dvc", "repro", "--force", cwd=repository)
-        assert len(stages_run(output)) == 7
+        assert len(stages_run(output)) == 9
         assert [path.read_bytes() for path in results] == before
 
     def test_results_come_back_from_a_remote(self, repository: Path, tmp_path: Path) -> None:
@@ -259,5 +294,5 @@ class TestRealRepository:
         run("git", "commit", "-qam", "remote", cwd=repository)
         run("git", "clone", "-q", str(repository), str(tmp_path / "clone"), cwd=tmp_path)
         run("dvc", "pull", cwd=tmp_path / "clone")
-        model = "models/tiny/tiny_conv.safetensors"
+        model = "models/tiny/tiny_conv/seed_0.safetensors"
         assert (tmp_path / "clone" / model).read_bytes() == (repository / model).read_bytes()

@@ -6,8 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as oracle
+from sklearn.calibration import calibration_curve
 
-from pipeline.metrics import CALIBRATION_BINS, Totals, log_softmax, wilson_interval
+from pipeline.metrics import (
+    CALIBRATION_BINS,
+    Totals,
+    log_softmax,
+    mean_interval,
+    over_seeds,
+    wilson_interval,
+)
 
 N, CLASSES = 500, 7
 
@@ -68,6 +76,59 @@ def test_wilson_interval_is_scipys(n: int, data: st.DataObject) -> None:
 def test_wilson_interval_of_a_published_example() -> None:
     """81 of 263 gives 0.2553 to 0.3662: R. G. Newcombe, Statistics in Medicine 17 (1998), table I."""
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+def test_reliability_is_scikit_learns() -> None:
+    """Confidence and accuracy of the bins are scikit-learn's calibration curve, with two classes."""
+    random = np.random.default_rng(1)
+    logits, labels = random.normal(size=(N, 2)), random.integers(0, 2, N)
+    totals = Totals(2)
+    totals.add(logits, labels)
+    confidence = np.exp(log_softmax(logits)).max(axis=1)
+    right = logits.argmax(axis=1) == labels
+    accuracies, confidences = calibration_curve(right, confidence, n_bins=CALIBRATION_BINS)
+    bins = list(totals.reliability())
+    assert [bin_[0] for bin_ in bins] == pytest.approx(list(confidences))
+    assert [bin_[1] for bin_ in bins] == pytest.approx(list(accuracies))
+    assert sum(bin_[2] for bin_ in bins) == N
+
+
+@given(st.lists(st.integers(0, 1000), min_size=2, max_size=8, unique=True))
+def test_the_interval_of_a_mean_is_scipys(counts: list[int]) -> None:
+    """The interval of a mean over seeds is SciPy's, of Student's t."""
+    values = [count / 1000 for count in counts]
+    expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert mean_interval(values) == pytest.approx(expected, abs=1e-9)
+
+
+def figures(errors: int) -> dict[str, float | int]:
+    totals = Totals(2)
+    labels = np.zeros(100, np.int64)
+    logits = np.where(np.arange(100)[:, None] < errors, [[0.0, 1.0]], [[1.0, 0.0]])
+    totals.add(logits, labels)
+    return totals.metrics()
+
+
+def test_one_seed_is_reported_as_it_is() -> None:
+    """With one seed the figures are that one's, and the interval is Wilson's."""
+    assert over_seeds({3: figures(5)}) == figures(5)
+
+
+def test_several_seeds_are_reported_with_mean_deviation_and_interval() -> None:
+    """With several seeds there are mean, deviation and interval over them, and each one's own."""
+    together = over_seeds({0: figures(4), 1: figures(5), 2: figures(9)})
+    assert together["n"] == 100
+    assert together["errors"] == 6
+    assert together["accuracy"] == pytest.approx(0.94)
+    assert together["accuracy_deviation"] == pytest.approx(np.std([0.96, 0.95, 0.91], ddof=1))
+    low, high = mean_interval([0.96, 0.95, 0.91])
+    assert (together["accuracy_low"], together["accuracy_high"]) == pytest.approx(
+        (low, min(1, high)), abs=1e-6
+    )
+    assert together["by_seed"]["2"]["errors"] == 9
+    assert together["nll"] == pytest.approx(
+        np.mean([figures(errors)["nll"] for errors in (4, 5, 9)]), abs=1e-6
+    )
 
 
 @settings(max_examples=30)

@@ -1,12 +1,21 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
+from statsmodels.stats.weightstats import CompareMeans
 
-from pipeline.statistics import holm, paired_difference, unpaired_difference, verdict
+from pipeline.statistics import (
+    compare_predictions,
+    holm,
+    paired_difference,
+    seeds_difference,
+    unpaired_difference,
+    verdict,
+)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +84,61 @@ def test_a_verdict_needs_evidence() -> None:
     assert verdict(0.01, 0.04) == "better"
     assert verdict(-0.01, 0.04) == "worse"
     assert verdict(-0.01, 0.05) == "no evidence of a difference"
+
+
+def predictions(*wrong: set[int], images: int = 200) -> pd.DataFrame:
+    """Return what a classifier predicted, one set of misread images for each of its seeds."""
+    tables = [
+        pd.DataFrame(
+            {
+                "seed": seed,
+                "index": range(images),
+                "label": 0,
+                "prediction": [int(image in misread) for image in range(images)],
+            }
+        )
+        for seed, misread in enumerate(wrong)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_one_seed_is_compared_image_by_image() -> None:
+    """With one seed the images that flipped decide, as in McNemar's test."""
+    paired = compare_predictions(predictions({1, 2, 3}), predictions({3, 4}))
+    assert (paired.fixed, paired.broken) == ([1, 2], [4])
+    assert paired.difference == paired_difference(200, 2, 1)
+    assert not paired.over_seeds
+
+
+def test_several_seeds_are_compared_by_their_means() -> None:
+    """With several seeds on both sides it is Welch's test, as statsmodels does it."""
+    first = [set(range(count)) for count in (20, 24, 19)]
+    second = [set(range(count)) for count in (10, 9, 14, 12)]
+    paired = compare_predictions(predictions(*first), predictions(*second))
+    shares = [[1 - len(misread) / 200 for misread in each] for each in (first, second)]
+    theirs = CompareMeans.from_data(shares[1], shares[0])
+    assert paired.over_seeds
+    assert paired.difference.p == pytest.approx(theirs.ttest_ind(usevar="unequal")[1])
+    interval = theirs.tconfint_diff(usevar="unequal")
+    assert (paired.difference.low, paired.difference.high) == pytest.approx(interval)
+    assert paired.difference.value == pytest.approx(np.mean(shares[1]) - np.mean(shares[0]))
+    assert (paired.fixed, paired.broken) == (list(range(10, 20)), [])
+
+
+def test_one_seed_against_several_compares_the_first_ones() -> None:
+    """Where one side has a single seed, the first seeds are compared image by image."""
+    paired = compare_predictions(predictions({1}), predictions({2}, {3}))
+    assert (paired.fixed, paired.broken, paired.over_seeds) == ([1], [2], False)
+
+
+def test_seeds_that_all_agree_are_compared_by_images() -> None:
+    """Seeds without any spread, on either side, say nothing of the noise between trainings."""
+    assert not compare_predictions(predictions({1}, {2}), predictions({3}, {4})).over_seeds
+    assert compare_predictions(predictions({1}, {2}), predictions({3}, {4, 5})).over_seeds
+
+
+def test_no_spread_on_one_side_still_gives_a_difference() -> None:
+    """Equal accuracies on one side give finite figures, without a warning."""
+    difference = seeds_difference([0.9, 0.9], [0.8, 0.85])
+    assert difference.low < difference.value < difference.high
+    assert 0 < difference.p < 1

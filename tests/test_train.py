@@ -16,11 +16,11 @@ from pipeline.errors import TrainingError
 from pipeline.metrics import log_softmax
 from pipeline.params import Params
 from pipeline.progress import Progress
-from pipeline.variants import Budget, Schedule, Variant
+from pipeline.variants import Schedule, Variant
 from tests.conftest import assert_one_clear_line, edit_params, make_images, no_parts, run_stage
 
 RESULTS = (
-    paths.model("tiny", "tiny_conv"),
+    paths.model("tiny", "tiny_conv", 0),
     paths.history("tiny", "tiny_conv", "train"),
     paths.history("tiny", "tiny_conv", "validation"),
 )
@@ -83,22 +83,50 @@ def test_both_loops_train_and_leave_their_results(prepared: Path) -> None:
             *([99] if steps == 99 else [20]),
         ]
         assert validation["accuracy"].iloc[-1] > 0.9
-        assert model.load(paths.model("tiny", variant)).description.dataset == "tiny"
+        assert model.load(paths.model("tiny", variant, 0)).description.dataset == "tiny"
 
 
 def test_the_same_seed_gives_the_same_bytes(prepared: Path) -> None:
     """The same seed twice gives identical model and curves; another seed gives others."""
-    contents = []
-    for seed in (0, 0, 1):
+    first, again, other = (train_with(seeds) for seeds in ([0], [0], [1]))
+    assert first == again
+    assert first["seed_0.safetensors"] != other["seed_1.safetensors"]
 
-        def change(params: dict, seed: int = seed) -> None:  # type: ignore[type-arg]
-            params["train"]["seed"] = seed
 
-        edit_params(prepared / "params.yaml", change)
-        train.main("tiny", "tiny_conv")
-        contents.append([path.read_bytes() for path in RESULTS])
-    assert contents[0] == contents[1]
-    assert contents[0][0] != contents[2][0]
+def train_with(seeds: list[int]) -> dict[str, bytes]:
+    """Train with seeds of the variant's own; return the bytes of models and curves by name."""
+    edit_params(
+        paths.PARAMS, lambda params: params["variants"]["tiny_conv"].update({"seeds": seeds})
+    )
+    train.main("tiny", "tiny_conv")
+    files = [paths.history("tiny", "tiny_conv", name) for name in ("train", "validation")]
+    files += paths.models("tiny", "tiny_conv").iterdir()
+    return {path.name: path.read_bytes() for path in files}
+
+
+def test_each_seed_is_a_training_of_its_own(prepared: Path) -> None:
+    """Several seeds give the models and curves that each alone gives, and their mean."""
+    alone = [train_with([seed]) for seed in (0, 3)]
+    together = train_with([0, 3])
+    assert set(together) == {
+        "train.csv", "validation.csv", "seed_0.safetensors", "seed_3.safetensors",
+    }  # fmt: skip
+    for name in ("seed_0.safetensors", "seed_3.safetensors"):
+        assert together[name] in [each.get(name) for each in alone]
+    for name in ("train.csv", "validation.csv"):
+        header, *rows = alone[0][name].splitlines()
+        assert together[name].splitlines() == [header, *rows, *alone[1][name].splitlines()[1:]]
+    summary = json.loads(paths.training("tiny", "tiny_conv").read_text())
+    curve = pd.read_csv(paths.history("tiny", "tiny_conv", "validation"))
+    last = curve[curve["step"] == summary["steps"]]
+    assert summary["seeds"] == last["seed"].tolist() == [0, 3]
+    assert summary["validation_accuracy"] == pytest.approx(last["accuracy"].mean(), abs=1e-6)
+
+
+def test_no_model_of_an_earlier_training_stays(prepared: Path) -> None:
+    """A model of a seed that is no longer trained is removed."""
+    train_with([0, 1])
+    assert set(train_with([1])) == {"train.csv", "validation.csv", "seed_1.safetensors"}
 
 
 def test_a_data_sets_budget_replaces_the_variants_own(prepared: Path) -> None:
@@ -122,7 +150,7 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
         }
     )  # fmt: skip
     settings = train.Train(
-        seed=0,
+        seeds=[0],
         precision="float32",
         schedule=Schedule(warmup=0, decay="constant"),
         log_every_steps=2,
@@ -131,17 +159,18 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     progress = Progress("t", 3, "steps", rate_unit="images", stream=io.StringIO())
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step 2, at learning"):
         train.train(
-            model.build(describe(row)), row, settings, {"train": split, "validation": split}, 3,
-            progress,
+            model.build(describe(row)), row, settings, 0, {"train": split, "validation": split},
+            3, progress,
         )  # fmt: skip
 
 
-def test_history_has_one_row_for_each_moment() -> None:
-    """A curve is CSV with a header and a row for each moment."""
-    history = train.History(train=[{"step": 20, "loss": math.pi}])
-    assert list(csv.reader(io.StringIO(history.csv("train")))) == [
-        ["step", "loss"],
-        ["20", "3.14159"],
+def test_a_curve_has_one_row_for_each_moment() -> None:
+    """A curve is CSV with a header and a row for each seed and moment."""
+    trained = train.Trained(train.History(train=[{"step": 20, "loss": math.pi}]), 1.0, 0.0, 0.0)
+    assert list(csv.reader(io.StringIO(train.curve({0: trained, 4: trained}, "train")))) == [
+        ["seed", "step", "loss"],
+        ["0", "20", "3.14159"],
+        ["4", "20", "3.14159"],
     ]
 
 
@@ -149,10 +178,9 @@ def test_the_summary_leaves_the_first_step_out_of_the_speed() -> None:
     """Speed counts the steps after the one that compiles."""
     history = train.History(validation=[{"step": 11, "epoch": 0.5, "loss": 1.0, "accuracy": 0.5}])
     trained = train.Trained(history, 12.0, 2.0, 1.0)
-    summary = train.summarise(trained, parameters=5, batch_size=64)
+    summary = train.summarise({0: trained}, parameters=5, batch_size=64)
     assert summary["images_per_second"] == 64.0
     assert summary["samples"] == 704
-    assert Budget(samples=summary["samples"] + 1)
 
 
 @pytest.mark.slow
@@ -165,7 +193,9 @@ def test_the_summary_leaves_the_first_step_out_of_the_speed() -> None:
         ("variants.tiny_conv.layers", [{"type": "conv", "filters": 2, "kernel": 13,
             "padding": "valid"}], "a conv of 13×13 leaves less than one pixel of a 12×12 image"),
         ("train.precision", "float23", "did you mean 'float32'"),
-        ("train.sede", 1, "unknown key 'sede'; did you mean 'seed'"),
+        ("train.sede", 1, "unknown key 'sede'; did you mean 'seeds'"),
+        ("train.seeds", [], "train.seeds: list should have at least 1 item"),
+        ("variants.tiny_conv.seeds", [1, 1], "seeds: expected each seed once, received 1 twice"),
     ],
 )  # fmt: skip
 def test_bad_params_are_one_clear_line_and_write_nothing(
@@ -190,5 +220,5 @@ def test_an_unwritable_folder_is_refused_before_training(prepared: Path) -> None
     """A folder that cannot be written is named before the first step."""
     (prepared / "models").write_text("not a folder")
     result = run_stage("train", "tiny", "tiny_conv", cwd=prepared)
-    assert_one_clear_line(result, "models/tiny/tiny_conv.safetensors: cannot be written")
+    assert_one_clear_line(result, "models/tiny/tiny_conv/seed_0.safetensors: cannot be written")
     assert "steps of" not in result.stdout

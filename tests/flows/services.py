@@ -15,24 +15,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
-import pytest
 import requests
 
+from tests.browser import require_program
 from tests.conftest import environment
 
 START_S = 120
-
-
-def require_program(*names: str) -> str:
-    """Return the first program that is installed; without one, skip, but fail where CI says so."""
-    for name in names:
-        found = shutil.which(name)
-        if found:
-            return found
-    reason = f"{' or '.join(names)} is not installed: make services"
-    if os.environ.get("REQUIRE_SERVICES"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def free_port() -> int:

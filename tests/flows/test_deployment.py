@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
-from selenium.webdriver.chrome.service import Service as Driver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.browser import start_browser
 from tests.conftest import ROOT
 from tests.flows.conftest import CLEAN, Stages, dvc_status, fan_out, run, stage, write_stages
 from tests.flows.services import (
@@ -29,7 +28,6 @@ from tests.flows.services import (
     Service,
     postgres,
     processes_below,
-    require_program,
     wait_until,
     worker,
 )
@@ -275,15 +273,9 @@ class Page:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        options = webdriver.ChromeOptions()
-        options.binary_location = require_program("chromium", "chromium-browser", "google-chrome")
-        for argument in (
-            "--headless=new", "--no-sandbox", "--window-size=1500,2000", "--use-angle=swiftshader",
-            "--enable-unsafe-swiftshader", "--disable-background-networking", "--disable-sync",
-            "--disable-component-update", "--no-first-run",
-        ):  # fmt: skip
-            options.add_argument(argument)
-        self.browser = webdriver.Chrome(options, Driver(require_program("chromedriver")))
+        self.browser = start_browser(
+            "--window-size=1500,2000", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"
+        )
 
     def __enter__(self) -> "Page":
         return self

@@ -1,0 +1,104 @@
+"""What a variant's stages left behind, read for the report."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline import paths
+from pipeline.errors import DataError
+
+COLUMNS = {
+    "predictions": {
+        "seed": "int64", "index": "int64", "label": "int64", "prediction": "int64",
+        "confidence": "float64",
+    },
+    "curve": {"seed": "int64", "epoch": "float64", "loss": "float64", "accuracy": "float64"},
+    "reliability": {
+        "seed": "int64", "confidence": "float64", "accuracy": "float64", "images": "int64",
+    },
+    "footprint": {"chunk_size": "int64", "peak_memory_mb": "float64"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """A variant's results on a data set.
+
+    Attributes
+    ----------
+    variant : str
+    training, metrics : dict
+        As the stages wrote them.
+    predictions : DataFrame
+        A row for each seed and test image: seed, index, label, prediction, confidence.
+    training_curve, validation_curve : DataFrame
+        seed, epoch, loss, accuracy.
+    reliability : DataFrame
+        A row for each seed and bin: seed, confidence, accuracy, images.
+    footprint : DataFrame
+        chunk_size, peak_memory_mb.
+    """
+
+    variant: str
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+    predictions: pd.DataFrame
+    training_curve: pd.DataFrame
+    validation_curve: pd.DataFrame
+    reliability: pd.DataFrame
+    footprint: pd.DataFrame
+
+    @property
+    def seeds(self) -> int:
+        """How many trainings there were."""
+        return len(self.training["seeds"])
+
+
+def read_result(dataset: str, variant: str) -> Result:
+    """Read a variant's results.
+
+    Raises
+    ------
+    DataError
+        If one is missing or damaged.
+    """
+    return Result(
+        variant,
+        read_json(paths.training(dataset, variant)),
+        read_json(paths.metrics(dataset, variant)),
+        _read_table(paths.predictions(dataset, variant), "predictions"),
+        _read_table(paths.history(dataset, variant, "train"), "curve"),
+        _read_table(paths.history(dataset, variant, "validation"), "curve"),
+        _read_table(paths.reliability(dataset, variant), "reliability"),
+        _read_table(paths.footprint(dataset, variant), "footprint"),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what a stage measured.
+
+    Raises
+    ------
+    DataError
+        If it is missing or damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return content
+
+
+def _read_table(path: Path, kind: str) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, dtype=COLUMNS[kind])[list(COLUMNS[kind])]
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(f"{path}: cannot be read ({reason}); run the stage that writes it again")

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline import paths
+from pipeline.errors import DataError
+from pipeline.results import read_json, read_result
+from tests.test_report import make_result, write_result
+
+
+def test_what_the_stages_wrote_is_read(project: Path) -> None:
+    """Every table comes back with its columns, and the figures as they were."""
+    written = make_result("tiny_conv", 3)
+    write_result(written)
+    read = read_result("tiny", "tiny_conv")
+    assert read.metrics == written.metrics
+    assert read.training == written.training
+    for name in ("predictions", "training_curve", "validation_curve", "reliability", "footprint"):
+        assert getattr(read, name).equals(getattr(written, name)), name
+
+
+@pytest.mark.parametrize("content", ["", "index,label\n1,2\n", "a\n\x00", "index,label,prediction"])
+def test_damaged_predictions_are_refused(project: Path, content: str) -> None:
+    """Predictions that are no such table are refused by name."""
+    write_result(make_result("tiny_conv", 3))
+    paths.predictions("tiny", "tiny_conv").write_text(content)
+    with pytest.raises(DataError, match=r"tiny_conv\.csv: cannot be read .* run the stage"):
+        read_result("tiny", "tiny_conv")
+
+
+def test_damaged_figures_are_refused(tmp_path: Path) -> None:
+    """A file that is no JSON is refused by name."""
+    (tmp_path / "figures.json").write_text("{")
+    with pytest.raises(DataError, match=r"figures\.json: cannot be read"):
+        read_json(tmp_path / "figures.json")
