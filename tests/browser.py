@@ -69,6 +69,13 @@ class LocalPage:
         ]
         return [url for url in urls if not url.startswith("data:")]
 
+    def print_on_screen(self) -> None:
+        """Show the page as it is laid out for paper, for who prefers dark."""
+        self.browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
+        )
+
     def photograph(self, width: int, height: int) -> bytes:
         """Return the top of the page as a PNG."""
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}

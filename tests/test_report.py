@@ -256,6 +256,17 @@ def test_the_page_opens_offline_at_any_width(evaluated: Path, width: int, scheme
 
 
 @pytest.mark.slow
+def test_the_page_prints_on_a_sheet(evaluated: Path) -> None:
+    """On paper, A4 less its margins, nothing is cut off, and dark is not dark."""
+    report.main("tiny")
+    with open_page(paths.page("tiny"), 720, "dark") as page:
+        page.print_on_screen()
+        assert page.ask("document.documentElement.scrollWidth") <= 720
+        ground = page.ask("getComputedStyle(document.documentElement).getPropertyValue('--ground')")
+        assert ground.strip() == "#ffffff"
+
+
+@pytest.mark.slow
 def test_a_screen_reader_finds_its_way(evaluated: Path) -> None:
     """Each chart has a name, each table a caption and headers, and headings skip no level."""
     report.main("tiny")
