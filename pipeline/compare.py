@@ -225,7 +225,10 @@ def _how(comparison: Comparison) -> str:
     """Return what was compared, where it is not one prediction for each image."""
     if comparison.unpaired_because:
         return " (not paired)"
-    return " (over seeds)" if comparison.over_seeds else ""
+    if comparison.over_seeds:
+        return " (over seeds)"
+    several = ["by_seed" in metrics for metrics in (comparison.before, comparison.after)]
+    return " (first seeds)" if any(several) else ""
 
 
 def details(comparisons: Sequence[Comparison]) -> list[str]:

@@ -300,6 +300,16 @@ def test_the_page_opens_offline(repository: Path, tmp_path: Path) -> None:
         assert page.ask("document.documentElement.scrollWidth") <= 390
 
 
+def test_one_seed_against_several_is_told(repository: Path) -> None:
+    """Where one side has several seeds and the other one, the table says that the first ones are compared."""
+    path = repository / "metrics/digits/net.json"
+    metrics = json.loads(path.read_text()) | {"by_seed": {}, "accuracy_deviation": 0.004}
+    path.write_text(json.dumps(metrics))
+    told = as_text(compare_revisions(Revisions(repository), ["smaller", "workspace"]))
+    assert "82.00% → 82.00% ± 0.40" in told
+    assert "no evidence of a difference (first seeds)" in told
+
+
 def test_where_the_first_revision_is_bad_the_next_one_is_the_baseline(repository: Path) -> None:
     """The rest is compared, against the first revision that can be read."""
     comparisons, errors, _ = compare_revisions(
@@ -367,3 +377,8 @@ def test_a_real_history_is_judged_as_statsmodels_does(
     assert main(["base", "seed", "--fail-if-worse"]) == 0
     assert main(["base", "tenth", "--fail-if-worse"]) == 1
     assert main(["base", "tenth", "--fail-if-worse", "--tolerance", "50"]) == 0
+    report = root / "reports/digits.html"
+    assert report.stat().st_size < 3e6
+    with open_page(report, 1200, "light") as page:
+        assert page.messages() == []
+        assert page.requests() == [report.as_uri()]
