@@ -95,6 +95,27 @@ def draw(table: pd.DataFrame, *layers: dict[str, Any], **channels: Any) -> str:
     return re.sub(r' (role|aria-(?!hidden)[a-z]+|xmlns:?[a-z]*)="[^"]*"', "", svg)
 
 
+def lines_and_points(
+    channels: dict[str, Any], opacity: float = 1.0, **of_points: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return two layers: a line for each series, and its points, which have no dashes.
+
+    Parameters
+    ----------
+    channels : dict
+        Of both.
+    opacity : float
+        Of the lines.
+    **of_points
+        Channels of the points alone.
+    """
+    points = {key: value for key, value in channels.items() if key != "strokeDash"} | of_points
+    return (
+        {"mark": {"type": "line", "strokeWidth": 1.5, "opacity": opacity}, "encoding": channels},
+        {"mark": {"type": "point", "filled": True, "size": 30, "opacity": 0.9}, "encoding": points},
+    )
+
+
 def learning_curves(table: pd.DataFrame, variants: Sequence[str], value: str, title: str) -> str:
     """Draw a value over epochs: a line for each variant and seed.
 
@@ -141,18 +162,11 @@ def reliability(table: pd.DataFrame, variants: Sequence[str]) -> str:
         "detail": {"field": "seed", "type": "nominal"},
         **series_channels("variant", variants),
     }
-    points = {key: value for key, value in channels.items() if key != "strokeDash"} | {
-        "size": {
-            "field": "images", "type": "quantitative", "legend": None,
-            "scale": {"type": "sqrt", "range": [12, 120]},
-        }
+    size = {
+        "field": "images", "type": "quantitative", "legend": None,
+        "scale": {"type": "sqrt", "range": [12, 120]},
     }  # fmt: skip
-    return draw(
-        table,
-        diagonal,
-        {"mark": {"type": "line", "strokeWidth": 1, "opacity": 0.5}, "encoding": channels},
-        {"mark": {"type": "point", "filled": True, "opacity": 0.8}, "encoding": points},
-    )
+    return draw(table, diagonal, *lines_and_points(channels, opacity=0.5, size=size))
 
 
 def footprint(table: pd.DataFrame, variants: Sequence[str], budget_mb: float) -> str:
@@ -177,13 +191,7 @@ def footprint(table: pd.DataFrame, variants: Sequence[str], budget_mb: float) ->
         "y": log_axis("peak_memory_mb", "memory over the model, MB", shown["peak_memory_mb"]),
         **series_channels("variant", variants),
     }
-    points = {key: value for key, value in channels.items() if key != "strokeDash"}
-    return draw(
-        shown,
-        {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": channels},
-        {"mark": {"type": "point", "filled": True, "size": 30}, "encoding": points},
-        budget,
-    )
+    return draw(shown, *lines_and_points(channels), budget)
 
 
 def history(
@@ -210,11 +218,7 @@ def history(
         "y": axis("value", title, scale={"zero": False}, axis={"format": form, "tickCount": 5}),
         **series_channels("variant", variants),
     }  # fmt: skip
-    points = {key: value for key, value in channels.items() if key != "strokeDash"}
-    bars = points | {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
-    return draw(
-        table,
-        {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": channels},
-        {"mark": {"type": "point", "filled": True, "size": 30}, "encoding": points},
-        {"mark": {"type": "rule", "opacity": 0.5}, "encoding": bars},
-    )
+    lines, points = lines_and_points(channels)
+    ends = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
+    bars = {"mark": {"type": "rule", "opacity": 0.5}, "encoding": points["encoding"] | ends}
+    return draw(table, lines, points, bars)

@@ -21,7 +21,7 @@ import pandas as pd
 from pipeline import charts, render
 from pipeline.errors import DataError, OutputError
 from pipeline.files import write_text
-from pipeline.render import markdown_table, percent, points, some
+from pipeline.render import markdown_table, points, some
 from pipeline.revisions import WORKSPACE, Key, Measured, Revisions
 from pipeline.statistics import (
     Difference,
@@ -41,6 +41,9 @@ HISTORY = (
     ("images_per_second", "evaluation, images/s", "~s"),
     ("peak_memory_mb", "evaluation memory, MB", ".0f"),
 )
+
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -215,10 +218,8 @@ def table_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
 
 
 def _accuracy(metrics: dict[str, Any]) -> str:
-    """Return the accuracy, with its deviation where there are several seeds."""
-    text = percent(1 - metrics["errors"] / metrics["n"])
-    deviation = metrics.get("accuracy_deviation")
-    return text if deviation is None else f"{text} ± {100 * deviation:.2f}"
+    share = 1 - metrics["errors"] / metrics["n"]
+    return render.mean_percent(share, metrics.get("accuracy_deviation"))
 
 
 def _how(comparison: Comparison) -> str:
@@ -297,12 +298,7 @@ def short(revision: str) -> str:
     return revision[:9] if COMMIT.fullmatch(revision) else revision
 
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def _draw_history(
-    measured: dict[str, dict[Key, Measured]], dataset: str
-) -> list[dict[str, object]]:
+def _draw_history(measured: dict[str, dict[Key, Measured]], dataset: str) -> list[dict[str, str]]:
     """Return a chart of each metric of a data set over the revisions."""
     rows = [
         {"revision": short(revision), "variant": key[1]} | each.metrics.get("evaluation", {})
@@ -312,7 +308,7 @@ def _draw_history(
         if key[0] == dataset
     ]  # fmt: skip
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    drawn: list[dict[str, object]] = []
+    drawn: list[dict[str, str]] = []
     for name, title, form in HISTORY:
         values = [
             {
@@ -329,15 +325,15 @@ def _draw_history(
             names = [short(revision) for revision in measured]
             svg = charts.history(pd.DataFrame(values), variants, names, title, form)
             drawn.append(
-                {
-                    "svg": render.chart(svg),
-                    "caption": title + (", with its 95 % interval" if name == "accuracy" else ""),
-                    "label": f"Chart of {title} over the revisions: "
-                    + ", ".join(
+                render.figure(
+                    svg,
+                    title + (", with its 95 % interval" if name == "accuracy" else ""),
+                    f"{title} over the revisions",
+                    ", ".join(
                         f"{each['variant']} at {each['revision']} {each['value']:.4g}"
                         for each in values
                     ),
-                }
+                )
             )
     return drawn
 

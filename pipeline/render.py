@@ -48,9 +48,22 @@ def page(template: str, **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
-def chart(svg: str) -> Markup:
-    """Mark a chart of `pipeline.charts` as what may stand in a page as it is."""
-    return Markup(svg)  # noqa: S704 - Vega escapes the text in it
+def figure(svg: str, caption: str, shows: str, values: str = "") -> dict[str, str]:
+    """Return a chart for the page.
+
+    Parameters
+    ----------
+    svg : str
+        Of `pipeline.charts`; it stands in the page as it is.
+    caption : str
+    shows : str
+        What the chart is of, for who hears the page.
+    values : str
+        The most telling values, likewise.
+    """
+    label = f"Chart of {shows}" + (f": {values}" if values else "")
+    # Vega escapes the text in a chart.
+    return {"svg": Markup(svg), "caption": caption, "label": label}  # noqa: S704
 
 
 def picture(image: NDArray[np.uint8]) -> str:
@@ -63,6 +76,11 @@ def picture(image: NDArray[np.uint8]) -> str:
 def percent(share: float) -> str:
     """Return a share in percent, with two digits."""
     return f"{share:.2%}"
+
+
+def mean_percent(share: float, deviation: float | None) -> str:
+    """Return a share in percent, with its deviation over seeds where there is one."""
+    return percent(share) + ("" if deviation is None else f" ± {100 * deviation:.2f}")
 
 
 def points(share: float) -> str:

@@ -32,6 +32,7 @@ PAIR_HEADER = (
     "variant", "against", "difference, points", "95 % interval", "only it is right",
     "only the other is right", "p", "verdict",
 )  # fmt: skip
+TRACKED = ("pipeline", "params.yaml", "dvc.yaml")  # what makes the results
 
 
 class Report(Section):
@@ -65,15 +66,14 @@ def by_errors(results: Sequence[Result]) -> list[Result]:
 
 def compare_pairs(results: Sequence[Result]) -> list[Pair]:
     """Compare each variant with each other one."""
-    pairs = [
-        Pair(first.variant, second.variant, paired, paired.difference.p)
-        for first, second in combinations(by_errors(results), 2)
-        for paired in [compare_predictions(first.predictions, second.predictions)]
+    couples = list(combinations(by_errors(results), 2))
+    compared = [
+        compare_predictions(first.predictions, second.predictions) for first, second in couples
     ]
-    adjusted = holm([pair.p for pair in pairs])
+    adjusted = holm([paired.difference.p for paired in compared])
     return [
-        Pair(pair.first, pair.second, pair.paired, p)
-        for pair, p in zip(pairs, adjusted, strict=True)
+        Pair(first.variant, second.variant, paired, p)
+        for (first, second), paired, p in zip(couples, compared, adjusted, strict=True)
     ]
 
 
@@ -102,10 +102,9 @@ def variant_rows(results: Sequence[Result]) -> list[list[str]]:
     for result in by_errors(results):
         metrics, training = result.metrics, result.training
         evaluation = metrics["evaluation"]
-        accuracy = percent(metrics["accuracy"])
+        accuracy = render.mean_percent(metrics["accuracy"], metrics.get("accuracy_deviation"))
         if result.seeds > 1:
-            deviation = 100 * metrics["accuracy_deviation"]
-            accuracy += f" ± {deviation:.2f}, {result.seeds} seeds"
+            accuracy += f", {result.seeds} seeds"
         rows.append(
             [
                 result.variant,
@@ -268,12 +267,12 @@ def write_page(
         pair_header=PAIR_HEADER,
         pair_rows=pair_rows(pairs),
         charts=[
-            _figure(
+            render.figure(
                 charts.learning_curves(joined("training_curve"), names, "loss", "training loss"),
                 "Training loss, the mean of the steps before each point",
                 "training loss over epochs", _last(ordered, "training_curve", "loss", ".4f"),
             ),
-            _figure(
+            render.figure(
                 charts.learning_curves(
                     joined("validation_curve"), names, "accuracy", "validation accuracy"
                 ),
@@ -282,7 +281,7 @@ def write_page(
                 _last(ordered, "validation_curve", "accuracy", ".2%"),
             ),
         ],
-        reliability=_figure(
+        reliability=render.figure(
             charts.reliability(joined("reliability"), names),
             "Accuracy of the images by the confidence of their prediction, in 15 bins; larger "
             "points hold more images; the diagonal is a model that is right as often as it is sure",
@@ -292,10 +291,10 @@ def write_page(
                 for each in ordered
             ),
         ),
-        footprint=_figure(
+        footprint=render.figure(
             charts.footprint(joined("footprint"), names, budget_mb),
             f"Memory by images at once; the dotted line is the budget of {budget_mb:g} MB",
-            "memory against images at once, which the table gives", "",
+            "memory against images at once, which the table gives",
         ),
         footprint_rows=[_footprint_row(each) for each in ordered],
         confusion=matrices,
@@ -321,12 +320,6 @@ def _heats(matrix: NDArray[np.int64]) -> list[list[float]]:
     wrong = matrix - np.diag(matrix.diagonal())
     shares = np.sqrt(wrong / max(1, wrong.max())) + np.diag((matrix.diagonal() > 0) * 0.5)
     return [[round(float(share), 3) for share in row] for row in shares]
-
-
-def _figure(svg: str, caption: str, shows: str, values: str) -> dict[str, Any]:
-    """Return a chart with its caption, and with what a screen reader says of it."""
-    label = f"Chart of {shows}" + (f": {values}" if values else "")
-    return {"svg": render.chart(svg), "caption": caption, "label": label}
 
 
 def _last(results: Sequence[Result], table: str, column: str, form: str) -> str:
@@ -394,9 +387,6 @@ def describe_commit() -> str:
         return "unknown: this is no git repository"
     changed = [line[3:] for line in _git("status", "--porcelain", "--", *TRACKED).splitlines()]
     return commit.strip() + (f", with changes in {render.some(changed)}" if changed else "")
-
-
-TRACKED = ("pipeline", "params.yaml", "dvc.yaml")
 
 
 def _git(*command: str) -> str:
