@@ -22,7 +22,7 @@ from flows.execute import Outcome, run_stage
 from flows.graph import Node, order_lock
 from flows.slots import Resources
 from flows.terminal import Terminal
-from flows.watch import watching
+from flows.watch import outlive_output, watching
 
 JITTER = 0.5
 
@@ -130,6 +130,8 @@ def run_stages(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, 
     """Run all stages; return what came of them, and whether all are completed."""
     run_id = runtime.flow_run.id
     has_worker = runtime.deployment.id is not None
+    if has_worker:
+        outlive_output()
     with get_client(sync_client=True) as client:
 
         def is_cancelled() -> bool:

@@ -10,10 +10,25 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
+
 POLL_S = 1.0
 POLLS_A_QUESTION = 2
 # Taken as early as can be: a worker that is killed while the flow begins is missed too.
 STARTED_BY = os.getppid()
+
+
+def outlive_output() -> None:
+    """Have this process go on when nobody reads its output any more.
+
+    A worker reads the output of its flows. When it is killed, Rich, through which Prefect writes
+    its log to the console, would end the flow at its next line, before its state is reported.
+    """
+    Console.on_broken_pipe = _drop_output  # type: ignore[method-assign,assignment]
+
+
+def _drop_output(console: Console) -> None:
+    console.quiet = True
 
 
 @contextmanager

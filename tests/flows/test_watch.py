@@ -57,6 +57,37 @@ def test_a_flow_ends_with_its_worker_and_with_nothing_else(parent: str) -> None:
         worker.stdout.close()
 
 
+WRITER = """
+import os, sys
+from rich.console import Console
+from flows.watch import outlive_output
+if sys.argv[1] == "outlives":
+    outlive_output()
+console = Console(file=sys.stdout)
+sys.stdin.read()  # until nobody reads the output
+console.print("lost")
+console.print("lost too")
+sys.stderr.write("went on")
+sys.stderr.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["outlives", "as it comes"])
+def test_a_flow_outlives_the_reader_of_its_output(kind: str) -> None:
+    """A line that nobody reads any more does not end the flow; without that, it would."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, kind], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as flow:  # fmt: skip
+        assert flow.stdout is not None
+        assert flow.stdin is not None
+        assert flow.stderr is not None
+        flow.stdout.close()
+        flow.stdin.close()
+        assert ("went on" in flow.stderr.read()) == (kind == "outlives")
+
+
 def test_a_cancelled_run_is_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ends the stages is called once, however long the run stays cancelled."""
     monkeypatch.setattr(watch, "POLL_S", 0.01)
