@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
+BENCH_READY := .venv-bench/.ready
 # The lock files are complete, and pip's own resolver trips over pins of packages with extras.
 INSTALL := pip install -qq --no-deps --require-hashes
 LOCK := uv pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
@@ -15,7 +16,7 @@ server: export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro screenshots compare server deploy worker test test-quick soak services check format bench-memory lock clean
+.PHONY: help setup run repro screenshots compare server deploy worker test test-quick soak services check format bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,17 +70,15 @@ format: $(TEST_READY) ## format the code
 	ruff format .
 	ruff check --fix .
 
-bench-memory: $(RUN_READY) ## measure evaluation's memory on MNIST, after `make repro`
-	for variant in alexnet_norm alexnet_dropout lenet5; do \
-		python -m benchmarks.evaluation_memory mnist $$variant || exit; \
-	done
+bench: $(RUN_READY) $(BENCH_READY) ## measure speed, memory and overhead beside Keras and PyTorch (an hour); PARTS="…"
+	python -m benchmarks $(PARTS) $(FLAGS)
 
 lock: ## pin and hash the dependencies anew (needs uv)
 	$(LOCK) pyproject.toml -o requirements.txt
 	$(LOCK) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 
-clean: ## remove .venv and caches; results and DVC's cache stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environments and caches; results and DVC's cache stay
+	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -91,4 +90,9 @@ $(RUN_READY): requirements.txt | $(VENV)/bin/python
 
 $(TEST_READY): requirements-dev.txt $(RUN_READY)
 	$(INSTALL) -r requirements-dev.txt
+	touch $@
+
+$(BENCH_READY): benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install -qq -r benchmarks/requirements.txt
 	touch $@

@@ -1,1 +1,1 @@
-"""Measurements of the pipeline, each one a command."""
+"""Measurements of the pipeline beside others; `make bench` runs them all."""

@@ -1,7 +1,7 @@
 """Prepared splits on disk: uint8 images (n, height, width, 1) and labels (n,), as .npy files."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, NamedTuple, Self
@@ -25,17 +25,48 @@ class Split(NamedTuple):
     labels: NDArray[np.uint8]
 
 
-def save_split(folder: Path, split: Split) -> None:
-    """Write a split's two arrays to `folder`.
+@contextmanager
+def split_writer(
+    folder: Path, count: int, image_shape: tuple[int, ...]
+) -> Iterator[Callable[[Split], None]]:
+    """Open a split to be written piece by piece; it is there only when the block ends.
+
+    Parameters
+    ----------
+    folder : Path
+    count : int
+        How many images the pieces will have together.
+    image_shape : tuple of int
+        (height, width, 1).
+
+    Yields
+    ------
+    callable
+        Appends a piece.
 
     Raises
     ------
     OutputError
-        If they cannot be written.
+        If a file cannot be written.
     """
-    for name, array in split._asdict().items():
-        with whole_file(folder / f"{name}.npy") as file:
-            np.save(file, array, allow_pickle=False)
+    shapes = {"images": (count, *image_shape), "labels": (count,)}
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(whole_file(folder / f"{name}.npy")) for name in shapes}
+        for name, shape in shapes.items():
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(files[name], header)
+
+        def write(piece: Split) -> None:
+            for name, array in piece._asdict().items():
+                files[name].write(np.ascontiguousarray(array).data)
+
+        yield write
+
+
+def save_split(folder: Path, split: Split) -> None:
+    """Write a whole split to `folder`, see `split_writer`."""
+    with split_writer(folder, len(split.labels), split.images.shape[1:]) as write:
+        write(split)
 
 
 def map_split(folder: Path) -> Split:

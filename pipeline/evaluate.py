@@ -1,10 +1,10 @@
 """Measure a trained model on the whole test set, in chunks that fit a memory budget."""
 
-import csv
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline import model, paths
-from pipeline.data import SplitReader
+from pipeline.data import Split, SplitReader
 from pipeline.device import Precision, find_device
 from pipeline.errors import EvaluationError, run_stage
 from pipeline.files import whole_file, write_json, write_text
@@ -93,6 +93,17 @@ def choose_chunk_size(description: model.Description, budget_mb: float) -> int:
     return min(size, LARGEST_CHUNK)
 
 
+def read_ahead(reader: SplitReader, chunk_size: int) -> Iterator[Split]:
+    """Yield a split in chunks, each one read while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(reader.read, 0, chunk_size)
+        for stop in range(chunk_size, len(reader) + chunk_size, chunk_size):
+            chunk = ahead.result()
+            if stop < len(reader):
+                ahead = pool.submit(reader.read, stop, stop + chunk_size)
+            yield chunk
+
+
 class ChunkedForward:
     """Passes a test set through a network in chunks of one compiled shape.
 
@@ -138,12 +149,15 @@ class ChunkedForward:
             If memory does not suffice for a single image.
         """
         start = 0
-        while start < len(reader):
-            images, labels = reader.read(start, start + self.chunk_size)
-            logits = self._try(images)
-            if logits is not None:
-                yield Chunk(start, labels, logits)
-                start += len(labels)
+        for images, labels in read_ahead(reader, self.chunk_size):
+            done = 0
+            while done < len(labels):  # in several parts, once the chunk had to be halved
+                part = slice(done, done + self.chunk_size)
+                logits = self._try(images[part])
+                if logits is not None:
+                    yield Chunk(start + done, labels[part], logits)
+                    done += len(logits)
+            start += done
 
     def _try(self, images: NDArray[np.uint8]) -> NDArray[np.float32] | None:
         """Return logits of at most a chunk of images, or None if the chunk had to be halved."""
@@ -224,14 +238,15 @@ def evaluate(
     forward = ChunkedForward(network, chunk_size, bytes_per_image(description))
     memory = PeakMemory()
     forward.warm_up()
-    rows = csv.writer(predictions, lineterminator="\n")
     begin = time.perf_counter()
     for start, labels, logits in forward.run(reader):
         predicted, confidences = totals.add(logits, labels)
-        for offset, (label, prediction, confidence) in enumerate(
-            zip(labels, predicted, confidences, strict=True)
-        ):
-            rows.writerow((seed, start + offset, label, prediction, f"{confidence:.6f}"))
+        indices = range(start, start + len(labels))
+        columns = (array.tolist() for array in (labels, predicted, confidences))
+        predictions.writelines(
+            f"{seed},{index},{label},{prediction},{confidence:.6f}\n"
+            for index, label, prediction, confidence in zip(indices, *columns, strict=True)
+        )
         progress.advance(len(labels), f"{totals.errors} errors")
     seconds = time.perf_counter() - begin
     return Evaluated(totals, seconds, memory.peak_mb(), forward.chunk_size, forward.backoffs)
@@ -297,7 +312,7 @@ def main(dataset: str, variant: str) -> None:
             ) as progress,
             whole_file(paths.predictions(dataset, variant), "w") as predictions,
         ):
-            csv.writer(predictions, lineterminator="\n").writerow(COLUMNS)
+            predictions.write(",".join(COLUMNS) + "\n")
             for seed in seeds:
                 loaded = load_for(reader, paths.model(dataset, variant, seed), precision)
                 chunk_size = min(

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 CALIBRATION_BINS = 15
@@ -32,6 +31,8 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of the mean that two or more values estimate, by Student's t."""
+    from scipy.special import stdtrit  # a third of a second to import; few need it
+
     margin = float(stdtrit(len(values) - 1, 0.975))
     margin *= statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.mean(values)

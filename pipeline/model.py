@@ -40,6 +40,7 @@ from pipeline.variants import (
 HEADER_KEY = "alexnet_mnist"
 SEED_FILE = re.compile(r"seed_(\d+)\.safetensors")
 PIXEL_MAX = 255
+ALEXNET_BETA = 0.75
 
 
 class Description(Section):
@@ -103,7 +104,7 @@ class LocalResponseNormalization(keras.layers.Layer):
         @tf.custom_gradient
         def normalise(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
             scale = bias + alpha * sum_over_neighbours(tf.square(x))
-            factor = tf.cast(tf.pow(scale, -beta), x.dtype)
+            factor = tf.cast(_inverse_power(scale, beta), x.dtype)
             y = x * factor
 
             def gradient(upstream: tf.Tensor) -> tf.Tensor:
@@ -118,6 +119,14 @@ class LocalResponseNormalization(keras.layers.Layer):
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the shape unchanged."""
         return input_shape
+
+
+def _inverse_power(values: tf.Tensor, exponent: float) -> tf.Tensor:
+    """Return ``values**-exponent``; by square roots for AlexNet's, several times faster."""
+    if exponent == ALEXNET_BETA:
+        root = tf.math.rsqrt(values)
+        return root * tf.sqrt(root)
+    return tf.pow(values, -exponent)
 
 
 def build(description: Description, *, seed: int = 0, precision: str = "float32") -> keras.Model:

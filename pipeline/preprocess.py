@@ -1,21 +1,19 @@
 """Turn raw IDX files into arrays that can be memory-mapped: training, validation and test split."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from sklearn.model_selection import train_test_split
 
 from pipeline import idx, paths
-from pipeline.data import Classes, Split, save_split
+from pipeline.data import Classes, Split, split_writer
 from pipeline.errors import DataError, run_stage
 from pipeline.files import sha256, write_json
 from pipeline.params import Params, Section
-
-BLOCK_IMAGES = 1024
 
 
 class DatasetPreprocess(Section):
@@ -30,8 +28,16 @@ class Preprocess(Section):
     seed: Annotated[int, Field(ge=0)]
 
 
-def read_pair(folder: Path, part: str, classes: int) -> Split:
-    """Read images and labels that belong together.
+class RawPart(NamedTuple):
+    """One half of the raw files: images to be read block by block, and all labels, uint8 (n,)."""
+
+    images: idx.IdxFile
+    labels: NDArray[np.uint8]
+
+
+@contextmanager
+def open_part(folder: Path, part: str, classes: int) -> Iterator[RawPart]:
+    """Open images and labels that belong together.
 
     Parameters
     ----------
@@ -42,36 +48,29 @@ def read_pair(folder: Path, part: str, classes: int) -> Split:
     classes : int
         Labels go from 0 to `classes` - 1.
 
-    Returns
-    -------
-    Split
-        Images of shape (n, height, width, 1) and labels of shape (n,).
-
     Raises
     ------
     DataError
         If a file is not strict IDX, the counts differ, or a label is out of range.
     """
     images_path, labels_path = folder / f"{part}_images", folder / f"{part}_labels"
-    images = idx.read(images_path, 3)[..., None]
-    labels = idx.read(labels_path, 1)
-    if len(images) != len(labels):
-        raise DataError(
-            f"{folder}: {len(images):,} {part} images, but {len(labels):,} {part} labels; "
-            "both files must come from the same data set"
-        )
-    if labels.max() >= classes:
-        first = int(np.argmax(labels >= classes))
-        raise DataError(
-            f"{labels_path}: label {labels[first]} at index {first}, expected 0 to {classes - 1}; "
-            "mend the file, or raise the data set's classes in params.yaml"
-        )
-    return Split(images, labels)
+    with idx.IdxFile(images_path, 3) as images:
+        labels = idx.read(labels_path, 1)
+        if images.shape[0] != len(labels):
+            raise DataError(
+                f"{folder}: {images.shape[0]:,} {part} images, but {len(labels):,} {part} labels; "
+                "both files must come from the same data set"
+            )
+        if labels.max() >= classes:
+            first = int(np.argmax(labels >= classes))
+            raise DataError(
+                f"{labels_path}: label {labels[first]} at index {first}, expected 0 to "
+                f"{classes - 1}; mend the file, or raise the data set's classes in params.yaml"
+            )
+        yield RawPart(images, labels)
 
 
-def split_validation(
-    labels: NDArray[np.uint8], size: int, seed: int
-) -> tuple[NDArray[np.int64], ...]:
+def choose_validation(labels: NDArray[np.uint8], size: int, seed: int) -> NDArray[np.bool_]:
     """Choose a stratified validation split from a training set.
 
     Parameters
@@ -83,80 +82,127 @@ def split_validation(
 
     Returns
     -------
-    train, validation : arrays of int64
-        Indices in ascending order; together each index once.
+    array of bool, shape (n,)
+        Which images validate. Each class has its share of them, to the nearest image.
 
     Raises
     ------
     DataError
         If the set is too small, or a class too rare, for such a split.
     """
-    try:
-        train, validation = train_test_split(
-            np.arange(len(labels)), test_size=size, random_state=seed, stratify=labels
-        )
-    except ValueError as error:
+    counts = np.bincount(labels)
+    shares = counts * size / len(labels)
+    chosen = shares.astype(np.int64)
+    # What rounding down has left goes to the largest remainders.
+    chosen[np.argsort(chosen - shares, kind="stable")[: size - chosen.sum()]] += 1
+    known = counts > 0
+    if np.any(chosen[known] < 1) or np.any(chosen[known] >= counts[known]):
         raise DataError(
             f"{size:,} of {len(labels):,} training images cannot be a stratified validation "
-            f"split: {error}; change the data set's validation_size"
-        ) from error
-    return np.sort(train), np.sort(validation)
+            "split: each class needs an image on both sides; change the data set's "
+            "validation_size"
+        )
+    random = np.random.Generator(np.random.PCG64(seed))
+    validates = np.zeros(len(labels), np.bool_)
+    for label, count in enumerate(chosen):
+        validates[random.permutation(np.flatnonzero(labels == label))[:count]] = True
+    return validates
 
 
-def summarise(splits: Mapping[str, Split], classes: int) -> dict[str, Any]:
-    """Return shape and counts of the splits, and pixel statistics of the training split.
+class Summary:
+    """Counts of the splits, and pixel statistics of the training split.
 
     Pixels are in the units of the file, 0…255. Sums are exact (int64), so that the result does
     not depend on their order.
+
+    Parameters
+    ----------
+    classes : int
     """
-    images = splits["train"].images
-    # 256 counts hold all that mean and deviation need; in blocks, since bincount widens its input.
-    counts = np.zeros(256, np.int64)
-    for start in range(0, len(images), BLOCK_IMAGES):
-        block = images[start : start + BLOCK_IMAGES]
-        counts += np.bincount(block.reshape(-1), minlength=256)
-    values = np.arange(256)
-    mean = counts @ values / images.size
-    deviation = np.sqrt(counts @ (values - mean) ** 2 / images.size)
-    return {
-        "image_shape": list(images.shape[1:]),
-        "classes": classes,
-        "pixel_mean": round(float(mean), 4),
-        "pixel_deviation": round(float(deviation), 4),
-        "images": {name: len(split.labels) for name, split in splits.items()},
-        "images_per_class": {
-            name: np.bincount(split.labels, minlength=classes).tolist()
-            for name, split in splits.items()
-        },
-    }
+
+    def __init__(self, classes: int) -> None:
+        self.pixels = np.zeros(256, np.int64)  # these counts hold all that the statistics need
+        self.labels = {name: np.zeros(classes, np.int64) for name in paths.SPLITS}
+
+    def add(self, name: str, piece: Split) -> None:
+        """Add a piece of a split."""
+        if name == "train":
+            self.pixels += np.bincount(piece.images.reshape(-1), minlength=256)
+        counts = self.labels[name]
+        counts += np.bincount(piece.labels, minlength=len(counts))
+
+    def figures(self, image_shape: Sequence[int]) -> dict[str, Any]:
+        """Return shape, counts and statistics."""
+        values = np.arange(256)
+        mean = self.pixels @ values / self.pixels.sum()
+        deviation = np.sqrt(self.pixels @ (values - mean) ** 2 / self.pixels.sum())
+        return {
+            "image_shape": list(image_shape),
+            "classes": len(self.labels["train"]),
+            "pixel_mean": round(float(mean), 4),
+            "pixel_deviation": round(float(deviation), 4),
+            "images": {name: int(counts.sum()) for name, counts in self.labels.items()},
+            "images_per_class": {name: counts.tolist() for name, counts in self.labels.items()},
+        }
 
 
-def prepare(folder: Path, classes: int, validation_size: int, seed: int) -> dict[str, Split]:
-    """Read a data set's raw files and split them.
+def prepare(
+    raw: Path, folders: Mapping[str, Path], classes: int, validation_size: int, seed: int
+) -> dict[str, Any]:
+    """Check a data set's raw files and split them, a block at a time; all splits or none.
+
+    Parameters
+    ----------
+    raw : Path
+        The four raw files, named by role.
+    folders : dict of str to Path
+        Where each of `paths.SPLITS` shall be.
+    classes, validation_size, seed : int
 
     Returns
     -------
     dict
-        A `Split` for each of `paths.SPLITS`.
+        The `Summary`.
 
     Raises
     ------
     DataError
         If a raw file is not what it should be.
     """
-    known = read_pair(folder, "train", classes)
-    test = read_pair(folder, "test", classes)
-    if known.images.shape[1:] != test.images.shape[1:]:
-        raise DataError(
-            f"{folder}: training images of shape {known.images.shape[1:]}, but test images of "
-            f"shape {test.images.shape[1:]}; all four files must come from the same data set"
+    with ExitStack() as stack:
+        train, test = (
+            stack.enter_context(open_part(raw, part, classes)) for part in ("train", "test")
         )
-    train, validation = split_validation(known.labels, validation_size, seed)
-    return {
-        "train": Split(known.images[train], known.labels[train]),
-        "validation": Split(known.images[validation], known.labels[validation]),
-        "test": test,
-    }
+        if train.images.shape[1:] != test.images.shape[1:]:
+            raise DataError(
+                f"{raw}: training images of shape {train.images.shape[1:]}, but test images of "
+                f"shape {test.images.shape[1:]}; all four files must come from the same data set"
+            )
+        image_shape = (*train.images.shape[1:], 1)
+        validates = choose_validation(train.labels, validation_size, seed)
+        everything = np.ones(len(test.labels), np.bool_)
+        sources = {
+            "train": (train, ~validates),
+            "validation": (train, validates),
+            "test": (test, everything),
+        }
+        writers = {
+            name: stack.enter_context(split_writer(folders[name], int(chosen.sum()), image_shape))
+            for name, (_, chosen) in sources.items()
+        }
+        summary = Summary(classes)
+        for part in (train, test):
+            start = 0
+            for images in part.images.blocks():
+                stop = start + len(images)
+                for name, (source, chosen) in sources.items():
+                    if source is part:
+                        mine = chosen[start:stop]
+                        piece = Split(images[mine][..., None], part.labels[start:stop][mine])
+                        writers[name](piece)
+                        summary.add(name, piece)
+                start = stop
+    return summary.figures(image_shape)
 
 
 def main(dataset: str) -> None:
@@ -165,12 +211,10 @@ def main(dataset: str) -> None:
     classes: int = params.get(f"datasets.{dataset}.classes", Classes)
     own: DatasetPreprocess = params.get(f"datasets.{dataset}.preprocess", DatasetPreprocess)
     common: Preprocess = params.get("preprocess", Preprocess)
-    splits = prepare(paths.raw(dataset), classes, own.validation_size, common.seed)
-    for name, split in splits.items():
-        save_split(paths.prepared(dataset, name), split)
+    folders = {name: paths.prepared(dataset, name) for name in paths.SPLITS}
+    summary = prepare(paths.raw(dataset), folders, classes, own.validation_size, common.seed)
     hashes = {role: sha256(paths.raw(dataset) / role) for role in paths.ROLES}
-    summary = summarise(splits, classes) | {"sha256": hashes}
-    write_json(paths.summary(dataset), summary)
+    write_json(paths.summary(dataset), summary | {"sha256": hashes})
     print(f"{dataset}: {summary['images']}, images of {summary['image_shape']}")
 
 

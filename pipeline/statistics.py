@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
-from scipy.stats import binomtest, norm, ttest_ind
 
 from pipeline.metrics import Z_95, wilson_interval
 
@@ -79,12 +78,23 @@ def seeds_difference(first: Sequence[float], second: Sequence[float]) -> Differe
     Source: B. L. Welch, The generalization of "Student's" problem when several different population
     variances are involved, Biometrika 34 (1947).
     """
+    from scipy.stats import ttest_ind  # a second to import; few need it
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # one side may have no spread
         test = ttest_ind(second, first, equal_var=False)
     low, high = test.confidence_interval(0.95)
     value = sum(second) / len(second) - sum(first) / len(first)
     return Difference(value, float(low), float(high), float(test.pvalue))
+
+
+def sign_test(successes: int, n: int) -> float:
+    """Return the exact two-sided p-value of so many successes in `n` tosses of a fair coin."""
+    term = tail = 1  # binomial coefficients as integers: exact, however large
+    for k in range(min(successes, n - successes)):
+        term = term * (n - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def paired_difference(n: int, fixed: int, broken: int) -> Difference:
@@ -110,7 +120,7 @@ def paired_difference(n: int, fixed: int, broken: int) -> Difference:
     intervals for comparing matched proportions, Statistics in Medicine 24 (2005).
     """
     discordant = fixed + broken
-    p = float(binomtest(fixed, discordant).pvalue) if discordant else 1.0
+    p = sign_test(fixed, discordant)
     centre = (fixed - broken) / (n + 2)
     variance = (discordant + 1) / (n + 2) - centre**2
     margin = Z_95 * math.sqrt(variance / (n + 2))
@@ -149,7 +159,7 @@ def unpaired_difference(first_right: int, first: int, second_right: int, second:
         value,
         value - math.hypot(share_2 - low_2, high_1 - share_1),
         value + math.hypot(high_2 - share_2, share_1 - low_1),
-        float(2 * norm.sf(abs(value) / error)) if error else 1.0,
+        math.erfc(abs(value) / error / math.sqrt(2)) if error else 1.0,
     )
 
 

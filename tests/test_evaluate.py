@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -9,7 +10,7 @@ import pytest
 import tensorflow as tf
 from sklearn import metrics as oracle
 
-from benchmarks import evaluation_memory
+from benchmarks import chunks
 from pipeline import evaluate, model, paths
 from pipeline.data import Split, SplitReader, save_split
 from pipeline.errors import EvaluationError, ModelError
@@ -17,6 +18,7 @@ from pipeline.evaluate import ChunkedForward, bytes_per_image, choose_chunk_size
 from pipeline.params import Params
 from pipeline.variants import Variant
 from tests.conftest import (
+    ROOT,
     assert_one_clear_line,
     edit_params,
     make_images,
@@ -202,49 +204,33 @@ def test_bad_input_is_one_clear_line(
     assert no_parts(trained)
 
 
-@pytest.fixture
-def untrained(tmp_path: Path) -> Path:
-    """Enter a folder with `alexnet_dropout`, untrained, and 1,000 random images."""
-    description = described("alexnet_dropout")
-    model.save(tmp_path / "model", model.build(description), description)
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (1000, 28, 28, 1), dtype=np.uint8)
-    save_split(tmp_path / "base", Split(images, random.integers(0, 10, 1000, dtype=np.uint8)))
-    return tmp_path
-
-
-def measure(
-    folder: Path, thousands: int, case: str = "chunks", chunk_size: int = 0, limit_mb: int = 0
-) -> dict[str, float] | None:
-    evaluation_memory.repeat_split(folder / "base", folder / "test", thousands)
-    return evaluation_memory.run_apart(
-        folder / "model", folder / "test", case, chunk_size, limit_mb
-    )
+LIMIT_MB = 700  # of address space over the loaded model: less than all at once need
 
 
 @pytest.mark.slow
-def test_under_an_address_space_limit_the_counts_are_the_same(untrained: Path) -> None:
+def test_under_an_address_space_limit_the_counts_are_the_same(tmp_path: Path) -> None:
     """Where a hard limit makes the full-set pass fail, evaluation ends with the same counts."""
-    limit = evaluation_memory.LIMIT_MB
-    assert measure(untrained, 10, "plain", limit_mb=limit) is None
-    free = measure(untrained, 10)
-    limited = measure(untrained, 10, limit_mb=limit)
-    halved = measure(untrained, 10, chunk_size=10_000, limit_mb=limit)
-    assert free is not None
-    assert limited is not None
-    assert halved is not None
+    chunks.write_random_split(tmp_path, 10_000)
+    measure = partial(chunks.measure_apart, "alexnet_dropout", tmp_path)
+    with pytest.raises(RuntimeError):
+        measure(plain=True, limit_mb=LIMIT_MB)
+    free, limited = measure(), measure(limit_mb=LIMIT_MB)
+    halved = measure(10_000, limit_mb=LIMIT_MB)
     assert free["errors"] == limited["errors"] == halved["errors"]
     assert limited["backoffs"] == 0 < halved["backoffs"]
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_test_set(untrained: Path) -> None:
+def test_memory_does_not_grow_with_the_test_set(tmp_path: Path) -> None:
     """4,000 and 40,000 images stay within the budget, and within 20 MB of each other."""
-    few, many = measure(untrained, 4), measure(untrained, 40)
-    assert few is not None
-    assert many is not None
-    assert max(few["peak_memory_mb"], many["peak_memory_mb"]) < evaluation_memory.BUDGET_MB
-    assert abs(few["peak_memory_mb"] - many["peak_memory_mb"]) < 20
+    peaks = []
+    for images in (4_000, 40_000):
+        chunks.write_random_split(tmp_path / str(images), images)
+        figures = chunks.measure_apart("alexnet_dropout", tmp_path / str(images))
+        peaks.append(figures["peak_memory_mb"])
+    budget: float = Params(ROOT / "params.yaml").get("evaluate.memory_budget_mb", float)
+    assert max(peaks) < budget
+    assert abs(peaks[0] - peaks[1]) < 20
 
 
 def test_progress_counts_images(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import download, idx, paths, preprocess
 from pipeline.data import Split, map_split
@@ -23,9 +25,15 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
+def prepare(raw: Path) -> dict[str, Split]:
+    folders = {name: raw.parent / name for name in paths.SPLITS}
+    preprocess.prepare(raw, folders, CLASSES, 30, seed=0)
+    return {name: map_split(folder) for name, folder in folders.items()}
+
+
 def test_each_training_image_goes_to_one_split(raw: Path) -> None:
     """Each training image trains or validates, and the test set is left alone."""
-    splits = preprocess.prepare(raw, CLASSES, 30, seed=0)
+    splits = prepare(raw)
     known = make_images(120, seed=1).images
     both = np.concatenate([splits["train"].images, splits["validation"].images])
     assert sorted(image.tobytes() for image in both) == sorted(image.tobytes() for image in known)
@@ -34,7 +42,7 @@ def test_each_training_image_goes_to_one_split(raw: Path) -> None:
 
 def test_images_keep_their_labels(raw: Path) -> None:
     """Each image keeps its own label."""
-    splits = preprocess.prepare(raw, CLASSES, 30, seed=0)
+    splits = prepare(raw)
     labels = {
         image.tobytes(): label for image, label in zip(*make_images(120, seed=1), strict=True)
     }
@@ -46,24 +54,49 @@ def test_images_keep_their_labels(raw: Path) -> None:
 def test_the_validation_split_is_stratified_and_seeded() -> None:
     """Each class validates in proportion; the seed alone decides which images."""
     labels = np.repeat(np.arange(3, dtype=np.uint8), [60, 30, 10])
-    train, validation = preprocess.split_validation(labels, 20, seed=0)
-    assert np.bincount(labels[validation]).tolist() == [12, 6, 2]
-    assert len(train) == 80
-    again = preprocess.split_validation(labels, 20, seed=0)
-    np.testing.assert_array_equal(validation, again[1])
-    other = preprocess.split_validation(labels, 20, seed=1)
-    assert not np.array_equal(validation, other[1])
+    validates = preprocess.choose_validation(labels, 20, seed=0)
+    assert np.bincount(labels[validates]).tolist() == [12, 6, 2]
+    np.testing.assert_array_equal(validates, preprocess.choose_validation(labels, 20, seed=0))
+    assert not np.array_equal(validates, preprocess.choose_validation(labels, 20, seed=1))
+
+
+@given(
+    counts=st.lists(st.integers(0, 300), min_size=2, max_size=12).filter(sum),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**32),
+)
+def test_each_class_has_its_share_to_the_nearest_image(
+    counts: list[int], share: float, seed: int
+) -> None:
+    """The split has the size asked for, and each class its share, less than one image off."""
+    labels = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
+    size = max(1, round(share * len(labels)))
+    try:
+        validates = preprocess.choose_validation(labels, size, seed)
+    except DataError:
+        # Refused only if a class could not be on both sides: its share, or its rest, is under one.
+        shares = np.array([count for count in counts if count]) * size / len(labels)
+        rests = np.array([count for count in counts if count]) - shares
+        assert min(shares.min(), rests.min()) <= 1
+        return
+    assert validates.sum() == size
+    chosen = np.bincount(labels[validates], minlength=len(counts))
+    assert np.all(np.abs(chosen - np.array(counts) * size / len(labels)) < 1)
 
 
 def test_the_summary_agrees_with_numpy() -> None:
     """Counts, mean and deviation are those that NumPy computes."""
-    split = make_images(3000)
-    summary = preprocess.summarise({"train": split, "test": make_images(9)}, CLASSES)
-    assert summary["pixel_mean"] == round(float(split.images.mean()), 4)
-    assert summary["pixel_deviation"] == round(float(split.images.std()), 4)
-    assert summary["images"] == {"train": 3000, "test": 9}
-    assert summary["images_per_class"] == {"train": [1000] * 3, "test": [3] * 3}
-    assert summary["image_shape"] == [12, 12, 1]
+    split, test = make_images(3000), make_images(9)
+    summary = preprocess.Summary(CLASSES)
+    for start in range(0, 3000, 700):
+        summary.add("train", Split(*(array[start : start + 700] for array in split)))
+    summary.add("test", test)
+    figures = summary.figures((12, 12, 1))
+    assert figures["pixel_mean"] == round(float(split.images.mean()), 4)
+    assert figures["pixel_deviation"] == round(float(split.images.std()), 4)
+    assert figures["images"] == {"train": 3000, "validation": 0, "test": 9}
+    assert figures["images_per_class"]["train"] == [1000] * 3
+    assert figures["image_shape"] == [12, 12, 1]
 
 
 def test_the_stage_writes_arrays_and_summary(project: Path) -> None:
@@ -80,7 +113,7 @@ def test_fewer_labels_than_images_are_refused(raw: Path) -> None:
     """60 images with 59 labels are refused."""
     idx.write(raw / "test_labels", make_images(59).labels)
     with pytest.raises(DataError, match="60 test images, but 59 test labels"):
-        preprocess.prepare(raw, CLASSES, 30, seed=0)
+        prepare(raw)
 
 
 def test_a_label_out_of_range_is_refused(raw: Path) -> None:
@@ -89,21 +122,21 @@ def test_a_label_out_of_range_is_refused(raw: Path) -> None:
     labels[7] = 3
     idx.write(raw / "train_labels", labels)
     with pytest.raises(DataError, match="label 3 at index 7, expected 0 to 2"):
-        preprocess.prepare(raw, CLASSES, 30, seed=0)
+        prepare(raw)
 
 
 def test_test_images_of_another_size_are_refused(raw: Path) -> None:
     """Training and test images must be of one size."""
     idx.write(raw / "test_images", np.zeros((60, 14, 14), np.uint8))
-    with pytest.raises(DataError, match=r"shape \(12, 12, 1\), but test images of shape \(14, 14"):
-        preprocess.prepare(raw, CLASSES, 30, seed=0)
+    with pytest.raises(DataError, match=r"shape \(12, 12\), but test images of shape \(14, 14"):
+        prepare(raw)
 
 
 @pytest.mark.parametrize("size", [120, 2, 119])
 def test_an_impossible_validation_split_is_refused(size: int) -> None:
     """A validation split that cannot be stratified is refused, with the remedy."""
     with pytest.raises(DataError, match="change the data set's validation_size"):
-        preprocess.split_validation(make_images(120).labels, size, seed=0)
+        preprocess.choose_validation(make_images(120).labels, size, seed=0)
 
 
 def test_bad_raw_data_is_one_clear_line_and_writes_nothing(project: Path) -> None:
@@ -114,7 +147,7 @@ def test_bad_raw_data_is_one_clear_line_and_writes_nothing(project: Path) -> Non
     assert_one_clear_line(
         run_stage("preprocess", "tiny", cwd=project), "test_images: truncated or damaged gzip data"
     )
-    assert not (project / "data/prepared").exists()
+    assert not [path for path in (project / "data/prepared").rglob("*") if path.is_file()]
 
 
 def test_a_data_set_of_another_size_and_class_count_is_one_entry(project: Path) -> None:

@@ -1,0 +1,77 @@
+"""What each measure for speed is worth: this project's training with one of them taken away.
+
+``python -m benchmarks.levers NAME`` is a contender; an empty name takes nothing away.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from benchmarks.contender import serve
+from benchmarks.ours import make
+from benchmarks.throughput import Entry
+from pipeline import model, train
+from pipeline.variants import PlacedLayer
+
+
+class KerasAdam:
+    """Keras's own Adam in the place of `pipeline.optimizer.FusedAdam`."""
+
+    def __init__(self, weights: Sequence[keras.Variable]) -> None:
+        self.weights = weights
+        self.adam = keras.optimizers.Adam(1e-4)
+        self.adam.build(weights)
+
+    def apply(self, gradients: Sequence[tf.Tensor], _rate: tf.Tensor, _step: tf.Tensor) -> None:
+        """Update the weights."""
+        self.adam.apply(gradients, self.weights)
+
+
+def _keras_adam() -> None:
+    vars(train)["FusedAdam"] = KerasAdam
+
+
+def _power_function() -> None:
+    model.ALEXNET_BETA = float("nan")
+
+
+def _tensorflows_lrn() -> None:
+    def call(self: model.LocalResponseNormalization, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.nn.lrn(inputs, self.depth_radius, self.bias, self.alpha, self.beta)
+
+    model.LocalResponseNormalization.call = call  # type: ignore[method-assign]
+
+
+def _activation_before_pool() -> None:
+    def activations(placed: Sequence[PlacedLayer]) -> list[Any]:
+        return [getattr(place.layer, "activation", "linear") for place in placed]
+
+    model._activations = activations
+
+
+# What is taken away, and how. The first one is an environment variable, see `ENTRIES`.
+TAKEN_AWAY: dict[str, Callable[[], None]] = {
+    "": lambda: None,
+    "oneDNN": lambda: None,
+    "the fused Adam": _keras_adam,
+    "LRN as a band product": _tensorflows_lrn,
+    "LRN's power by square roots": _power_function,
+    "pooling before ReLU": _activation_before_pool,
+}
+
+ENTRIES = [
+    Entry(
+        f"without {name}" if name else "this project",
+        [sys.executable, "-m", "benchmarks.levers", name],
+        {"TF_ENABLE_ONEDNN_OPTS": "0" if name == "oneDNN" else "1"},
+    )
+    for name in TAKEN_AWAY
+]
+
+
+if __name__ == "__main__":
+    TAKEN_AWAY[sys.argv[1]]()
+    serve(lambda request: make(request, "auto"))

@@ -1,0 +1,42 @@
+"""The machine that figures are from, and how repeated figures are told."""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import psutil
+
+from pipeline.device import find_device
+
+
+class Spread(NamedTuple):
+    """Repeated measurements: the middle one, the extremes, and how many there are."""
+
+    median: float
+    low: float
+    high: float
+    repeats: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return the spread of values, with four significant digits."""
+    figures = (statistics.median(values), min(values), max(values))
+    median, low, high = (float(f"{figure:.4g}") for figure in figures)
+    return Spread(median, low, high, len(values))
+
+
+def describe() -> dict[str, Any]:
+    """Return the hardware, the system and the libraries' versions."""
+    device = find_device()
+    return {
+        "device": str(device),
+        "bfloat16": device.has_bfloat16,
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
+    }

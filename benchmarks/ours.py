@@ -1,0 +1,92 @@
+"""The project's own training step and chunked evaluation, as a contender."""
+
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.contender import MATRIX_SIDE, Contender, Work, random_images, serve
+from pipeline import model
+from pipeline.batches import BatchOrder
+from pipeline.device import Precision, find_device
+from pipeline.evaluate import ChunkedForward, bytes_per_image, choose_chunk_size
+from pipeline.train import RunningMean, make_training_step
+from pipeline.variants import Network
+
+
+def training(network: keras.Model, request: dict[str, Any]) -> Work:
+    """Return the work of `pipeline.train`: a batch gathered from bytes, and a step."""
+    images, labels = random_images(tuple(request["image_shape"]), request["classes"])
+    batch_size: int = request["batch_size"]
+    running = RunningMean()
+    training_step = make_training_step(network, batch_size, running)
+    order = BatchOrder(len(labels), 0)
+    step = 0
+
+    def work(steps: int) -> int:
+        nonlocal step
+        for _ in range(steps):
+            step += 1
+            batch = order.next_batch(batch_size)
+            training_step(images[batch], labels[batch], np.float32(1e-4), np.float32(step))
+        running.take()
+        return steps * batch_size
+
+    return work
+
+
+def inference(
+    network: keras.Model, description: model.Description, request: dict[str, Any]
+) -> Work:
+    """Return the work of `pipeline.evaluate`: a chunk that fits the memory budget."""
+    images, _ = random_images(tuple(request["image_shape"]), request["classes"])
+    chunk_size = choose_chunk_size(description, request["memory_budget_mb"])
+    forward = ChunkedForward(network, chunk_size, bytes_per_image(description)).forward
+
+    def work(chunks: int) -> int:
+        for number in range(chunks):
+            start = number * chunk_size % (len(images) - chunk_size + 1)
+            forward(images[start : start + chunk_size]).numpy()
+        return chunks * chunk_size
+
+    return work
+
+
+def make(request: dict[str, Any], precision: Precision) -> Contender:
+    """Build the variant as the stages do."""
+    policy = find_device().precision(precision)
+    tf.config.experimental.enable_op_determinism()
+    description = model.Description(
+        dataset="random",
+        variant=request["variant"],
+        image_shape=request["image_shape"],
+        classes=request["classes"],
+        network=Network.model_validate(request["network"]),
+    )
+    network = model.build(description, precision=policy)
+    matrix = tf.cast(
+        tf.random.stateless_normal((MATRIX_SIDE, MATRIX_SIDE), (0, 0)),
+        "bfloat16" if policy == "mixed_bfloat16" else "float32",
+    )
+    product = tf.function(lambda x: tf.matmul(x, x))
+
+    def multiply(times: int) -> int:
+        for _ in range(times):
+            result = product(matrix)
+        result[0, 0].numpy()  # waits for the last one
+        return times * 2 * MATRIX_SIDE**3
+
+    return Contender(
+        parameters=network.count_params(),
+        versions={"tensorflow": tf.__version__, "keras": keras.__version__, "precision": policy},
+        work=training(network, request)
+        if request["task"] == "train"
+        else inference(network, description, request),
+        multiply=multiply,
+    )
+
+
+if __name__ == "__main__":
+    serve(lambda request: make(request, sys.argv[1]))  # type: ignore[arg-type]

@@ -1,0 +1,58 @@
+"""What each stage takes for an image, from ten thousand images to a million.
+
+Real stages, run one after another on random images; only the training is kept short.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from benchmarks.processes import run
+from pipeline import idx
+
+SET_SIZES = (10_000, 100_000, 1_000_000)
+STAGES = ("preprocess", "train", "evaluate", "footprint", "report")
+MEASURED = ("preprocess", "evaluate", "report")
+VARIANT = "lenet5"
+ROOT = Path(__file__).parent.parent
+
+
+def write_project(folder: Path, images: int) -> None:
+    """Write settings, and raw files of so many images for training and for the test."""
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    digits = params["datasets"]["digits"]
+    digits["preprocess"]["validation_size"] = images // 10
+    digits["train"] = {"samples": 6400, "epochs": None}
+    params["variants"][VARIANT]["budget"] = {"samples": 6400}
+    params["run"] = {"datasets": ["digits"], "variants": [VARIANT]}
+    yaml.dump(params, folder / "params.yaml")
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        raw = folder / "data/raw/digits"
+        pixels = random.integers(0, 256, (images, 28, 28), dtype=np.uint8)
+        idx.write(raw / f"{part}_images", pixels)
+        idx.write(raw / f"{part}_labels", random.integers(0, 10, images, dtype=np.uint8))
+
+
+def measure(images: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for each stage: seconds and peak memory (MB) of its whole process."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_project(folder, images)
+        for stage in STAGES:
+            variant = [] if stage in ("preprocess", "report") else [VARIANT]
+            command = [sys.executable, "-m", f"pipeline.{stage}", "digits", *variant]
+            usage = run(command, folder, {"PYTHONPATH": str(ROOT)})
+            if stage in MEASURED:
+                yield {
+                    "images": images * (2 if stage == "preprocess" else 1),
+                    "stage": stage,
+                    "seconds": round(usage.seconds, 2),
+                    "peak_memory_mb": round(usage.peak_memory_mb),
+                }

@@ -1,0 +1,50 @@
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tables
+
+MACHINE = {
+    "device": "CPU (Some CPU)", "bfloat16": False, "cores": 2, "memory_gb": 24.4,
+    "system": "Linux x86_64", "python": "3.11", "tensorflow": "2", "keras": "3", "numpy": "2",
+}  # fmt: skip
+
+
+def contender(speed: float) -> dict[str, Any]:
+    spread = {"low": speed - 1, "high": speed + 1, "repeats": 5}
+    return {
+        "images_per_second": {"median": speed, **spread},
+        "gigaflops": {"median": 200.0, **spread},
+        "versions": {},
+    }
+
+
+def test_ratios_say_by_how_much_this_project_is_faster() -> None:
+    """A ratio is this project's speed over the other's; the share is of the matrix product."""
+    figures = {
+        "some": {
+            "train": {
+                "operations_per_image": 10**9,
+                "contenders": {"this project": contender(150), "Keras": contender(100)},
+            }
+        }
+    }
+    table = tables.throughput(figures)
+    assert "| this project | 150 | 149 – 151 |  | 150 | 75% |" in table
+    assert "| Keras | 100 | 99 – 101 | 1.50 | 100 | 50% |" in table
+
+
+def test_only_what_was_measured_is_replaced(tmp_path: Path) -> None:
+    """Text outside of the marks stays, and so does a table without new figures."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "A\n<!-- scale -->\nold\n<!-- end -->\nB\n<!-- chunks -->\nkept\n<!-- end -->\n"
+    )
+    row = {"stage": "report", "images": 10_000, "seconds": 2.0, "peak_memory_mb": 150}
+    results = {"scale": {"machine": MACHINE, "date": "2026-01-01", "figures": [row]}}
+    for _ in range(2):
+        tables.update(page, results)
+    text = page.read_text()
+    assert text.startswith("A\n<!-- scale -->\nMeasured on 2026-01-01: 2 cores of CPU (Some CPU)")
+    assert "| report | 10,000 | 2.0 s | 200.0 µs | 150 MB |" in text
+    assert text.endswith("<!-- end -->\nB\n<!-- chunks -->\nkept\n<!-- end -->\n")
+    assert "old" not in text
