@@ -3,6 +3,9 @@
 ``python -m benchmarks.levers NAME`` is a contender; an empty name takes nothing away.
 """
 
+import pipeline  # noqa: F401 - before TensorFlow, which reads its settings
+
+# isort: split
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any

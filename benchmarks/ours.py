@@ -1,5 +1,8 @@
 """The project's own training step and chunked evaluation, as a contender."""
 
+import pipeline  # noqa: F401 - before TensorFlow, which reads its settings
+
+# isort: split
 import sys
 from typing import Any
 

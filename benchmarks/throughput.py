@@ -16,7 +16,7 @@ from pipeline.variants import Conv, Dense, PlacedLayer, Shape, Variant, place_la
 IMAGE_SHAPE = Shape(28, 28, 1)
 CLASSES = 10
 TASKS = ("train", "infer")
-TURN_SECONDS = 4.0
+TURN_SECONDS = 3.0
 MULTIPLY_SECONDS = 1.0
 PYTORCH = ".venv-bench/bin/python"
 
