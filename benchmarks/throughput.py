@@ -93,7 +93,7 @@ def started(entry: Entry, request: Mapping[str, Any]) -> Iterator[Worker]:
         yield Worker(process, request)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()  # closes its pipes, broken or not
 
 
 def count_operations(placed: Sequence[PlacedLayer], task: str) -> int:
