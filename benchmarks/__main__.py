@@ -7,14 +7,13 @@ import argparse
 import datetime
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import chunks, levers, machine, overhead, scale, tables, throughput
+from benchmarks.processes import ROOT
 from pipeline.device import find_device
 from pipeline.files import write_json
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results.json"
 PAGE = ROOT / "docs/performance.md"
 VARIANTS = ("alexnet_norm", "alexnet_dropout", "lenet5")
@@ -42,7 +41,7 @@ def _in_turns(
             measured = throughput.measure(variant, task, entries, rounds)
             figures.setdefault(variant, {})[task] = {
                 "operations_per_image": throughput.count_operations(
-                    throughput.read_variant(variant)[1], task
+                    throughput.read_variant(variant)[1].place_layers(), task
                 ),
                 "contenders": {
                     name: {
@@ -74,7 +73,7 @@ def measure_chunks(flags: argparse.Namespace) -> dict[str, Any]:
 def measure_scale(_: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the stages on sets of growing size."""
     rows = []
-    for images in scale.SET_SIZES:
+    for images in chunks.SET_SIZES:
         for row in scale.measure(images):
             print(row, flush=True)
             rows.append(row)

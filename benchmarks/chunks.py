@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.processes import MB, run
+from benchmarks.processes import run
 from benchmarks.throughput import CLASSES, IMAGE_SHAPE, read_variant
 from pipeline import evaluate, model
 from pipeline.data import Split, SplitReader, split_writer
 from pipeline.device import find_device
+from pipeline.memory import MB
 from pipeline.metrics import Totals
 from pipeline.params import Params
 from pipeline.progress import Progress
@@ -27,7 +28,6 @@ CHUNK_SIZES = (8, 32, 64, 128, 256, 512, 1024, 4096)
 SWEEP_IMAGES = {"alexnet_norm": 4_096, "alexnet_dropout": 8_192, "lenet5": 65_536}
 SET_SIZES = (10_000, 100_000, 1_000_000)
 BLOCK = 10_000
-ROOT = Path(__file__).parent.parent
 
 
 def write_random_split(folder: Path, images: int) -> None:
@@ -67,7 +67,7 @@ def measure_apart(
         If that process failed.
     """
     request = json.dumps([variant, str(test), chunk_size, limit_mb, plain])
-    output = run([sys.executable, "-m", "benchmarks.chunks", request], ROOT).output
+    output = run([sys.executable, "-m", "benchmarks.chunks", request]).output
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result
 
@@ -96,15 +96,8 @@ def grow(variant: str, patience: float) -> Iterator[dict[str, Any]]:
 def _measure(
     variant: str, test: Path, chunk_size: int, limit_mb: int, plain: bool
 ) -> dict[str, Any]:
-    row, _ = read_variant(variant)
+    _, description = read_variant(variant)
     settings: evaluate.Evaluate = Params().get("evaluate", evaluate.Evaluate)
-    description = model.Description(
-        dataset="random",
-        variant=variant,
-        image_shape=list(IMAGE_SHAPE),
-        classes=CLASSES,
-        network=row.network(),
-    )
     network = model.build(description, precision=find_device().precision(settings.precision))
     chosen = chunk_size or evaluate.choose_chunk_size(description, settings.memory_budget_mb)
     if limit_mb:

@@ -11,12 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.contender import MATRIX_SIDE, Contender, Work, random_images, serve
+from benchmarks.throughput import read_variant
 from pipeline import model
 from pipeline.batches import BatchOrder
 from pipeline.device import Precision, find_device
 from pipeline.evaluate import ChunkedForward, bytes_per_image, choose_chunk_size
 from pipeline.train import RunningMean, make_training_step
-from pipeline.variants import Network
 
 
 def training(network: keras.Model, request: dict[str, Any]) -> Work:
@@ -61,13 +61,7 @@ def make(request: dict[str, Any], precision: Precision) -> Contender:
     """Build the variant as the stages do."""
     policy = find_device().precision(precision)
     tf.config.experimental.enable_op_determinism()
-    description = model.Description(
-        dataset="random",
-        variant=request["variant"],
-        image_shape=request["image_shape"],
-        classes=request["classes"],
-        network=Network.model_validate(request["network"]),
-    )
+    _, description = read_variant(request["variant"])
     network = model.build(description, precision=policy)
     matrix = tf.cast(
         tf.random.stateless_normal((MATRIX_SIDE, MATRIX_SIDE), (0, 0)),

@@ -4,15 +4,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import spread
-from benchmarks.processes import run
+from benchmarks.processes import ROOT, run
+from flows.params import set_params
 
 STAGES = ("download", "preprocess", "train", "evaluate", "footprint", "report", "compare")
-ROOT = Path(__file__).parent.parent
 DATASET, VARIANT = "digits", "lenet5"
 # The graph of one variant of the small data set.
 BARE = (
@@ -30,7 +29,7 @@ def start_up(rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for number in range(rounds + 1):
         for stage in STAGES:
-            usage = run([sys.executable, "-c", f"import pipeline.{stage}"], ROOT)
+            usage = run([sys.executable, "-c", f"import pipeline.{stage}"])
             if number:  # the first round fills the file cache
                 times[stage].append(usage.seconds)
     return {stage: spread(values)._asdict() for stage, values in times.items()}
@@ -38,12 +37,12 @@ def start_up(rounds: int) -> dict[str, Any]:
 
 def orchestration(rounds: int) -> dict[str, Any]:
     """Return the seconds of one variant's graph: bare, by DVC, by the flow; in full and again."""
-    ways: dict[str, Callable[[Path], list[list[str]]]] = {
-        "bare stages": lambda _: [
+    ways = {
+        "bare stages": [
             [sys.executable, "-m", f"pipeline.{stage}", *names] for stage, *names in BARE
         ],
-        "dvc repro": lambda _: [["dvc", "repro", "-q", f"report@{DATASET}"]],
-        "flow": lambda _: [[sys.executable, "-m", "flows.reproduce", f"report@{DATASET}"]],
+        "dvc repro": [["dvc", "repro", "-q", f"report@{DATASET}"]],
+        "flow": [[sys.executable, "-m", "flows.reproduce", f"report@{DATASET}"]],
     }
     times: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -53,7 +52,7 @@ def orchestration(rounds: int) -> dict[str, Any]:
                 for kind in ("in full", "again"):
                     if way == "bare stages" and kind == "again":
                         continue  # they know no "again"
-                    seconds = sum(run(each, project).seconds for each in commands(project))
+                    seconds = sum(run(each, project).seconds for each in commands)
                     times.setdefault(f"{way}, {kind}", []).append(seconds)
     return {name: spread(values)._asdict() for name, values in times.items()}
 
@@ -63,16 +62,7 @@ def _fresh_project(folder: Path) -> Path:
     project = folder / "project"
     clone = ["git", "clone", "-q", str(ROOT), str(project)]
     subprocess.run(clone, check=True)  # noqa: S603 - fixed command
-    text = (ROOT / "params.yaml").read_text()
-    lists = {
-        "datasets: [digits, mnist]": f"datasets: [{DATASET}]",
-        "variants: [alexnet_norm, alexnet_dropout, lenet5]": f"variants: [{VARIANT}]",
-    }
-    for old, new in lists.items():
-        if old not in text:
-            raise RuntimeError(f"params.yaml: expected {old!r}")
-        text = text.replace(old, new)
-    (project / "params.yaml").write_text(text)
+    set_params(project, [f"run.datasets=[{DATASET}]", f"run.variants=[{VARIANT}]"])
     (project / "dvc.lock").unlink()
     for results in ("metrics", "history", "training", "footprint", "reliability", "reports"):
         shutil.rmtree(project / results)

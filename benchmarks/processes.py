@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-MB = 1e6
+from pipeline.memory import MB
+
+ROOT = Path(__file__).parent.parent
 
 
 class Usage(NamedTuple):
@@ -19,7 +21,7 @@ class Usage(NamedTuple):
 
 
 def run(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str], folder: Path = ROOT, environment: Mapping[str, str] | None = None
 ) -> Usage:
     """Run a command to its end.
 

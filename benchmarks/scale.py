@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from benchmarks.processes import run
+from benchmarks.processes import ROOT, run
 from pipeline import idx
 
-SET_SIZES = (10_000, 100_000, 1_000_000)
 STAGES = ("preprocess", "train", "evaluate", "footprint", "report")
 MEASURED = ("preprocess", "evaluate", "report")
 VARIANT = "lenet5"
-ROOT = Path(__file__).parent.parent
 
 
 def write_project(folder: Path, images: int) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from benchmarks.machine import Spread, spread
+from pipeline import model
 from pipeline.params import Params
-from pipeline.variants import Conv, Dense, PlacedLayer, Shape, Variant, place_layers
+from pipeline.variants import Conv, Dense, PlacedLayer, Shape, Variant
 
 IMAGE_SHAPE = Shape(28, 28, 1)
 CLASSES = 10
@@ -125,10 +126,16 @@ class Measured(NamedTuple):
     versions: dict[str, str]
 
 
-def read_variant(name: str) -> tuple[Variant, list[PlacedLayer]]:
-    """Return a variant of params.yaml and its layers, for images of MNIST's shape."""
+def read_variant(name: str) -> tuple[Variant, model.Description]:
+    """Return a variant of params.yaml, and its description for images of MNIST's shape."""
     row: Variant = Params().get(f"variants.{name}", Variant)
-    return row, place_layers(row.network(), IMAGE_SHAPE, CLASSES)
+    return row, model.Description(
+        dataset="random",
+        variant=name,
+        image_shape=list(IMAGE_SHAPE),
+        classes=CLASSES,
+        network=row.network(),
+    )
 
 
 def measure(name: str, task: str, entries: Sequence[Entry], rounds: int) -> dict[str, Measured]:
@@ -139,13 +146,11 @@ def measure(name: str, task: str, entries: Sequence[Entry], rounds: int) -> dict
     RuntimeError
         If one of them fails, or has other parameters than the variant.
     """
-    row, placed = read_variant(name)
-    parameters = sum(place.parameters for place in placed)
+    row, description = read_variant(name)
     request = {
         "task": task,
         "variant": name,
-        "network": row.network().model_dump(),
-        "layers": [place.layer.model_dump() for place in placed],
+        "layers": [place.layer.model_dump() for place in description.place_layers()],
         "image_shape": list(IMAGE_SHAPE),
         "classes": CLASSES,
         "batch_size": row.batch_size,
@@ -155,10 +160,10 @@ def measure(name: str, task: str, entries: Sequence[Entry], rounds: int) -> dict
         workers = {}
         for entry in entries:
             worker = workers[entry.name] = stack.enter_context(started(entry, request))
-            if worker.hello["parameters"] != parameters:
+            if worker.hello["parameters"] != description.parameters:
                 raise RuntimeError(
                     f"{entry.name} has {worker.hello['parameters']:,} parameters, {name} has "
-                    f"{parameters:,}: they would not do the same"
+                    f"{description.parameters:,}: they would not do the same"
                 )
         speeds: dict[str, list[float]] = {key: [] for key in workers}
         products: dict[str, list[float]] = {key: [] for key in workers}

@@ -33,7 +33,7 @@ def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_operations_are_counted_by_hand(variant: str, first_layer: int, others: int) -> None:
     """A multiply-add is two operations; training makes it three times, the first layer twice."""
-    _, placed = read_variant(variant)
+    placed = read_variant(variant)[1].place_layers()
     assert count_operations(placed, "infer") == 2 * (first_layer + others)
     assert count_operations(placed, "train") == 2 * (2 * first_layer + 3 * others)
 
