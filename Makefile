@@ -24,11 +24,11 @@ help: ## list the targets
 setup: $(RUN_READY) ## install what running needs into .venv
 
 run: $(RUN_READY) ## train and measure every variant on the small data set; FLAGS="--jobs 4 …"
-	python -m pipeline.params
+	python -m pipeline.check
 	python -m flows.reproduce report@digits $(FLAGS)
 
 repro: $(RUN_READY) ## the same on every data set of params.yaml, MNIST included; FLAGS too
-	python -m pipeline.params
+	python -m pipeline.check
 	python -m flows.reproduce $(FLAGS)
 
 screenshots: $(TEST_READY) ## photograph the report of the small data set for the docs

@@ -16,7 +16,7 @@ import tensorflow as tf
 from benchmarks.contender import serve
 from benchmarks.ours import make
 from benchmarks.throughput import Entry
-from pipeline import model, train
+from pipeline import learner, model
 from pipeline.variants import PlacedLayer
 
 
@@ -34,7 +34,7 @@ class KerasAdam:
 
 
 def _keras_adam() -> None:
-    vars(train)["FusedAdam"] = KerasAdam
+    vars(learner)["FusedAdam"] = KerasAdam
 
 
 def _power_function() -> None:

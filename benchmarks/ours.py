@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from benchmarks.contender import MATRIX_SIDE, Contender, Work, random_images, serve
@@ -16,25 +15,21 @@ from pipeline import model
 from pipeline.batches import BatchOrder
 from pipeline.device import Precision, find_device
 from pipeline.evaluate import ChunkedForward, bytes_per_image, choose_chunk_size
-from pipeline.train import RunningMean, make_training_step
+from pipeline.learner import Learner
 
 
 def training(network: keras.Model, request: dict[str, Any]) -> Work:
     """Return the work of `pipeline.train`: a batch gathered from bytes, and a step."""
     images, labels = random_images(tuple(request["image_shape"]), request["classes"])
     batch_size: int = request["batch_size"]
-    running = RunningMean()
-    training_step = make_training_step(network, batch_size, running)
+    learner = Learner(network, batch_size)
     order = BatchOrder(len(labels), 0)
-    step = 0
 
     def work(steps: int) -> int:
-        nonlocal step
         for _ in range(steps):
-            step += 1
             batch = order.next_batch(batch_size)
-            training_step(images[batch], labels[batch], np.float32(1e-4), np.float32(step))
-        running.take()
+            learner.learn(images[batch], labels[batch], 1e-4)
+        learner.running.take()
         return steps * batch_size
 
     return work

@@ -4,7 +4,6 @@ A GPU and a workspace are held by a lock on a file, which the kernel drops when 
 that no slot can leak. Memory is counted in the flow's own process, and goes with it.
 """
 
-import fcntl
 import os
 import subprocess
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from flows.errors import StageStopped, WorkspaceBusy
+from pipeline.files import try_lock
 
 GB = 10**9
 POLL_S = 0.5
@@ -51,8 +51,7 @@ def hold_workspace(root: Path) -> Iterator[None]:
         If another flow holds it.
     """
     path = root / WORKSPACE_LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _try_lock(path)
+    descriptor = try_lock(path)
     if descriptor is None:
         holder = path.read_text().strip() or "unknown"
         raise WorkspaceBusy(
@@ -130,7 +129,7 @@ class Resources:
         GPU_LOCKS.mkdir(mode=0o700, exist_ok=True)
         while True:
             for gpu in self.gpus:
-                descriptor = _try_lock(GPU_LOCKS / gpu.replace("/", "_"))
+                descriptor = try_lock(GPU_LOCKS / gpu.replace("/", "_"))
                 if descriptor is not None:
                     try:
                         yield gpu, descriptor
@@ -139,14 +138,3 @@ class Resources:
                     return
             if stop.wait(POLL_S):
                 raise StageStopped("stopped while it waited for a GPU")
-
-
-def _try_lock(path: Path) -> int | None:
-    """Return a descriptor that holds the lock on a file, or None if another holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor

@@ -1,10 +1,11 @@
 """Prepared splits on disk: uint8 images (n, height, width, 1) and labels (n,), as .npy files."""
 
+import math
+import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,12 @@ from pipeline.errors import DataError
 from pipeline.files import whole_file
 
 Classes = Annotated[int, Field(ge=2, le=256)]  # a label is one byte
+
+# Version 1.0 of the format; source: NumPy's documentation of numpy.lib.format.
+NPY_MAGIC = b"\x93NUMPY\x01\x00"
+NPY_HEADER = re.compile(
+    rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \(((?:\d{1,19},? ?){1,4})\), \} *\n"
+)
 
 REMEDY = "run the preprocess stage again"
 
@@ -93,7 +100,7 @@ def map_split(folder: Path) -> Split:
     )
 
 
-class SplitReader:
+class SplitReader(AbstractContextManager["SplitReader"]):
     """Reads a split piece by piece; memory holds no more than the piece asked for.
 
     Mapped pages would count as this process's memory, and fail under an address-space limit.
@@ -144,19 +151,21 @@ class SplitReader:
 
     def _read_header(self, name: str) -> tuple[int, ...]:
         file, path = self.files[name], self.folder / f"{name}.npy"
-        try:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"format version {version}")
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-        except ValueError as error:
-            raise DataError(f"{path}: is not an .npy array ({error}); {REMEDY}") from error
+        with _reading(self.folder):
+            begin = file.read(len(NPY_MAGIC) + 2)
+            text = file.read(int.from_bytes(begin[len(NPY_MAGIC) :], "little"))
+        header = NPY_HEADER.fullmatch(text) if begin.startswith(NPY_MAGIC) else None
+        if header is None:
+            raise DataError(
+                f"{path}: is not an .npy array of bytes, as the preprocess stage writes them; "
+                f"{REMEDY}"
+            )
+        shape = tuple(int(size) for size in header[1].replace(b",", b" ").split())
         self.offsets[name] = file.tell()
         size = path.stat().st_size - file.tell()
-        if dtype != np.uint8 or fortran_order or size != np.prod(shape, dtype=object):
+        if size != math.prod(shape):
             raise DataError(
-                f"{path}: expected bytes of shape {shape} in row-major order, received "
-                f"{size:,} bytes of {dtype}; {REMEDY}"
+                f"{path}: expected bytes of shape {shape}, received {size:,} bytes; {REMEDY}"
             )
         self.count = shape[0]
         return tuple(shape)
@@ -178,15 +187,7 @@ class SplitReader:
         for file in self.files.values():
             file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

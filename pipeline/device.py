@@ -1,4 +1,4 @@
-"""Where the arithmetic runs: the GPU when there is one, else the CPU, and in which precision."""
+"""Where the arithmetic runs: the GPUs when there are any, else the CPU, and in which precision."""
 
 import platform
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import tensorflow as tf
+
+from pipeline.errors import TrainingError
 
 Precision = Literal["float32", "mixed_bfloat16", "auto"]
 
@@ -17,11 +19,12 @@ GPU_BFLOAT16_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Device:
-    """A processor, as people name it, and whether it multiplies in bfloat16."""
+    """Processors of a kind, as people name them, and whether they multiply in bfloat16."""
 
     kind: Literal["CPU", "GPU"]
     name: str
     has_bfloat16: bool
+    count: int = 1
 
     def precision(self, wanted: Precision) -> str:
         """Return the Keras dtype policy: `wanted`, or the faster one that the device has."""
@@ -29,8 +32,28 @@ class Device:
             return wanted
         return "mixed_bfloat16" if self.has_bfloat16 else "float32"
 
+    def strategy(self, batch_size: int) -> tf.distribute.Strategy:
+        """Return how a batch is shared among the processors: equally, if it can be.
+
+        Raises
+        ------
+        TrainingError
+            If there are several, and they cannot have equal shares.
+        """
+        if self.count == 1:
+            return tf.distribute.get_strategy()
+        if batch_size % self.count:
+            raise TrainingError(
+                f"batch_size {batch_size:,} cannot be shared equally by {self.count} {self.kind}s; "
+                f"make it a multiple of {self.count}, or let CUDA_VISIBLE_DEVICES show fewer"
+            )
+        return tf.distribute.MirroredStrategy(
+            [device.name for device in tf.config.list_logical_devices(self.kind)]
+        )
+
     def __str__(self) -> str:
-        return f"{self.kind} ({self.name})"
+        times = f"{self.count} × " if self.count > 1 else ""
+        return f"{times}{self.kind} ({self.name})"
 
 
 def find_device() -> Device:
@@ -45,7 +68,7 @@ def find_device() -> Device:
         details = tf.config.experimental.get_device_details(gpus[0])
         capability = details.get("compute_capability", (0, 0))
         name = details.get("device_name", "unknown")
-        return Device("GPU", name, tuple(capability) >= GPU_BFLOAT16_CAPABILITY)
+        return Device("GPU", name, tuple(capability) >= GPU_BFLOAT16_CAPABILITY, len(gpus))
     return Device("CPU", *_describe_cpu())
 
 

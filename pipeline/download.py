@@ -2,29 +2,36 @@
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import requests
+import urllib3
 from numpy.typing import NDArray
 from pydantic import Field
+from requests.adapters import HTTPAdapter
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from pipeline import idx, paths
-from pipeline.errors import DownloadError, run_stage
+from pipeline.errors import DownloadError
 from pipeline.files import cannot_write, part_path, sha256
 from pipeline.params import Params, Section
 from pipeline.progress import Progress
+from pipeline.stage import require_unchanged, run_stage
 
 TRIES = 4
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 10.0
-TIMEOUT_S = (10, 30)  # to connect, and between two pieces
+TIMEOUT_S = (10, 30)  # to connect, and between two packets
+SLOWEST_BYTES_PER_S = 1024
+PATIENCE_S = 30.0  # before a mirror is called too slow
 PIECE_BYTES = 1 << 16
+PLAIN_HTTP_REFUSED = "plain http is refused; use https://, file:// or a folder"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 DIGIT_BOX = 20  # MNIST's layout: the digit fills 20×20 in the middle of 28×28
@@ -72,6 +79,16 @@ class MirrorError(Exception):
 
 class _PassingFaultError(Exception):
     """A fault that may pass: worth another try at the same mirror."""
+
+
+class _RefusingAdapter(HTTPAdapter):
+    """Refuses plain http, to which a mirror may redirect, but on the loopback."""
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
+        """Send a request, or refuse it."""
+        if urlsplit(request.url or "").hostname not in LOOPBACK:
+            raise MirrorError(f"{PLAIN_HTTP_REFUSED} (it redirects to {request.url})")
+        return super().send(request, *args, **kwargs)
 
 
 def mirrors_from_environment(dataset: str) -> list[str]:
@@ -151,7 +168,7 @@ def _fetch_from(mirror: str, name: str, part: Path) -> None:
     url = urlsplit(mirror)
     if url.scheme in ("http", "https"):
         if url.scheme == "http" and url.hostname not in LOOPBACK:
-            raise MirrorError("plain http is refused; use https://, file:// or a folder")
+            raise MirrorError(PLAIN_HTTP_REFUSED)
         retrying = Retrying(
             stop=stop_after_attempt(TRIES),
             wait=wait_exponential_jitter(
@@ -183,8 +200,16 @@ def _copy(source: Path, name: str, part: Path) -> None:
 
 def _fetch_over_http(url: str, name: str, part: Path) -> None:
     start = part.stat().st_size if part.exists() else 0
+    with requests.Session() as session:
+        session.mount("http://", _RefusingAdapter())
+        _fetch_in_session(session, url, name, part, start)
+
+
+def _fetch_in_session(
+    session: requests.Session, url: str, name: str, part: Path, start: int
+) -> None:
     with _http_faults():
-        response = requests.get(
+        response = session.get(
             url,
             # A byte range counts encoded bytes: ask for the file as it is.
             headers={"Accept-Encoding": "identity"}
@@ -207,12 +232,16 @@ def _fetch_over_http(url: str, name: str, part: Path) -> None:
         done = start if resumes else 0
         total = done + int(response.headers.get("Content-Length", 0))
         with open(part, "ab" if resumes else "wb") as file, _bar(name, total) as progress:
-            pieces = response.iter_content(PIECE_BYTES)
+            begin = time.monotonic()
             while True:
                 with _http_faults():
-                    piece = next(pieces, b"")
+                    # What has come, however little, so that a slow mirror is noticed.
+                    piece = response.raw.read1(PIECE_BYTES)
                 if not piece:
                     break
+                waited = time.monotonic() - begin
+                if waited > PATIENCE_S and done - start < waited * SLOWEST_BYTES_PER_S:
+                    raise MirrorError(f"too slow: {done - start:,} bytes in {waited:.0f} s")
                 file.write(piece)
                 done += len(piece)
                 progress.advance(len(piece))
@@ -227,7 +256,7 @@ def _http_faults() -> Iterator[None]:
         yield
     except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
         raise MirrorError(f"not a URL ({error})") from error
-    except requests.exceptions.RequestException as error:
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
         cause: BaseException = error
         while (deeper := cause.__cause__ or cause.__context__) is not None:
             cause = deeper
@@ -300,12 +329,14 @@ def make_digits(source: DigitsSource) -> dict[str, NDArray[np.uint8]]:
 
 def main(dataset: str) -> None:
     """Bring the raw files of `dataset` to their folder."""
-    source: MirrorSource | DigitsSource = Params().get(f"datasets.{dataset}.download", Source)
+    params = Params()
+    source: MirrorSource | DigitsSource = params.get(f"datasets.{dataset}.download", Source)
     if isinstance(source, MirrorSource):
         fetch_all(dataset, source, paths.raw(dataset))
     else:
         for role, array in make_digits(source).items():
             idx.write(paths.raw(dataset) / role, array)
+    require_unchanged(params)
 
 
 if __name__ == "__main__":

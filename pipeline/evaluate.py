@@ -18,16 +18,16 @@ from pydantic import Field
 from pipeline import model, paths
 from pipeline.data import Split, SplitReader
 from pipeline.device import Precision, find_device
-from pipeline.errors import EvaluationError, run_stage
+from pipeline.errors import EvaluationError
 from pipeline.files import whole_file, write_json, write_text
-from pipeline.memory import MB, PeakMemory, keep_no_freed_blocks
+from pipeline.memory import MB, PeakMemory
 from pipeline.metrics import Totals, over_seeds
 from pipeline.params import Params, Section
 from pipeline.progress import Progress
+from pipeline.stage import require_unchanged, run_stage
 from pipeline.variants import PositiveInt
 
 COLUMNS = ("seed", "index", "label", "prediction", "confidence")
-FLOAT32_BYTES = 4
 # What the runtime itself takes at the first chunk: its graph, its threads' stacks, its kernels.
 RUNTIME_MB = 48.0
 # How oneDNN's kernels say so, in an AbortedError; dnnl_out_of_memory is 1.
@@ -65,7 +65,7 @@ def bytes_per_image(description: model.Description) -> int:
     values = max(
         before + after + 2 * max(before, after) for before, after in itertools.pairwise(sizes)
     )
-    return values * FLOAT32_BYTES
+    return values * model.FLOAT32_BYTES
 
 
 def choose_chunk_size(description: model.Description, budget_mb: float) -> int:
@@ -125,7 +125,6 @@ class ChunkedForward:
         self.chunk_size = chunk_size
         self.image_bytes = image_bytes
         self.backoffs = 0
-        keep_no_freed_blocks()
         self.on_host = not tf.config.list_logical_devices("GPU")
         self.forward = self._compile()
 
@@ -255,7 +254,10 @@ def evaluate(
 def summarise(evaluations: Mapping[int, Evaluated]) -> dict[str, Any]:
     """Return the metrics over seeds; speed and memory are measurements and vary from run to run."""
     each = evaluations.values()
+    by_chance = [str(seed) for seed, one in evaluations.items() if one.totals.is_chance]
+    warning = f"no better than chance with seed {', '.join(by_chance)}"
     return {
+        **({"warning": warning} if by_chance else {}),
         **over_seeds({seed: one.totals.metrics() for seed, one in evaluations.items()}),
         "evaluation": {
             "chunk_size": min(one.chunk_size for one in each),
@@ -298,7 +300,8 @@ def load_for(reader: SplitReader, path: Path, precision: str) -> model.LoadedMod
 
 def main(dataset: str, variant: str) -> None:
     """Evaluate `variant`, trained on `dataset`, and write predictions and metrics."""
-    settings: Evaluate = Params().get("evaluate", Evaluate)
+    params = Params()
+    settings: Evaluate = params.get("evaluate", Evaluate)
     seeds = model.trained_seeds(paths.models(dataset, variant))
     evaluations = {}
     with SplitReader(paths.prepared(dataset, "test")) as reader:
@@ -328,6 +331,9 @@ def main(dataset: str, variant: str) -> None:
     write_text(paths.reliability(dataset, variant), reliability(evaluations))
     write_json(paths.metrics(dataset, variant), metrics)
     print(f"{dataset}/{variant}: {metrics}")
+    if "warning" in metrics:
+        print(f"warning: {dataset}/{variant}: {metrics['warning']}")
+    require_unchanged(params)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written beside their place, then renamed."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -66,6 +67,33 @@ def require_writable(*paths: Path) -> None:
             probe.unlink()
         except OSError as error:
             raise cannot_write(path, error) from error
+
+
+def try_lock(path: Path) -> int | None:
+    """Lock a file, which is made if it is missing.
+
+    Returns
+    -------
+    int or None
+        A descriptor that holds the lock until it is closed or its process dies, or None if another
+        process holds it.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:

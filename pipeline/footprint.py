@@ -16,11 +16,11 @@ from pydantic import AfterValidator, Field
 from pipeline import model, paths
 from pipeline.data import Classes, SplitReader
 from pipeline.device import Precision, find_device
-from pipeline.errors import run_stage
 from pipeline.files import write_text
-from pipeline.memory import MB, PeakMemory, keep_no_freed_blocks
+from pipeline.memory import MB, PeakMemory
 from pipeline.params import Params, Section
 from pipeline.progress import Progress
+from pipeline.stage import require_unchanged, run_stage
 from pipeline.variants import Initializer, Layer, Network, PositiveInt
 
 # Of the memory that is free; the rest is for what the measurement does not foresee.
@@ -112,12 +112,12 @@ def main(dataset: str, variant: str) -> None:
                 layers=params.get(f"variants.{variant}.layers", list[Layer]),
             ),
         )
-        keep_no_freed_blocks()
         network = model.build(description, precision=find_device().precision(precision))
         rows = measure(network, reader, settings.chunk_sizes, free_mb())
     lines = [",".join(Row._fields), *(f"{size},{peak}" for size, peak in rows)]
     write_text(paths.footprint(dataset, variant), "\n".join(lines) + "\n")
     print(f"{dataset}/{variant}: {rows}")
+    require_unchanged(params)
 
 
 if __name__ == "__main__":

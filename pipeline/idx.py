@@ -10,10 +10,9 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self, cast
+from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 READ_BYTES = 1 << 20
 
 
-class IdxFile:
+class IdxFile(AbstractContextManager["IdxFile"]):
     """An IDX file of unsigned bytes, plain or gzip-compressed, read from its begin to its end.
 
     Memory follows what is asked for, not what the header promises.
@@ -132,15 +131,7 @@ class IdxFile:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror or error})") from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stack.close()
 
 

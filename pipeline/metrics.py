@@ -103,6 +103,11 @@ class Totals:
         return self.n - int(np.trace(self.confusion))
 
     @property
+    def is_chance(self) -> bool:
+        """Whether the most frequent class, given to every image, would make no more errors."""
+        return self.n - self.errors <= int(self.confusion.sum(axis=1).max())
+
+    @property
     def expected_calibration_error(self) -> float:
         """The mean gap between confidence and accuracy, over bins weighted by their images.
 

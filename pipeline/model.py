@@ -41,6 +41,7 @@ HEADER_KEY = "alexnet_mnist"
 SEED_FILE = re.compile(r"seed_(\d+)\.safetensors")
 PIXEL_MAX = 255
 ALEXNET_BETA = 0.75
+FLOAT32_BYTES = 4
 
 
 class Description(Section):
@@ -303,6 +304,8 @@ def load(path: Path, precision: str = "float32") -> LoadedModel:
             if header is None:
                 raise ModelError(f"{path}: has no {HEADER_KEY!r} header: is it another project's?")
             description = Description.model_validate(json.loads(header))
+            if description.parameters * FLOAT32_BYTES > path.stat().st_size:  # or too much to hold
+                raise ModelError(f"{path}: is too short for its {description.parameters:,} weights")
             network = build(description, precision=precision)
             weights = _weights(network)
             if set(file.keys()) != set(weights):

@@ -27,6 +27,10 @@ class FusedAdam:
         self.first_moments = [tf.Variable(tf.zeros_like(weight)) for weight in self.weights]
         self.second_moments = [tf.Variable(tf.zeros_like(weight)) for weight in self.weights]
 
+    def moments(self) -> dict[str, list[tf.Variable]]:
+        """Return the running means of gradients and of their squares, in the weights' order."""
+        return {"first_moment": self.first_moments, "second_moment": self.second_moments}
+
     def apply(self, gradients: Sequence[tf.Tensor], rate: tf.Tensor, step: tf.Tensor) -> None:
         """Update the weights in place.
 

@@ -5,6 +5,7 @@ stage's section never touches another stage.
 """
 
 import re
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import paths
-from pipeline.errors import ParamsError, run_stage
+from pipeline.errors import ParamsError
 
 SECTIONS = (
     "run", "datasets", "variants", "preprocess", "train", "evaluate", "footprint", "report",
@@ -33,6 +34,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = [str(each) for each in known]
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(known))}"
+
+
+def shortened(value: Any) -> str:
+    """Return a value as an error shows it: what is long or nested deeply, in part."""
+    return reprlib.repr(value)
 
 
 class Section(BaseModel):
@@ -68,12 +74,14 @@ class Params:
 
     def __init__(self, path: Path = paths.PARAMS) -> None:
         self.path = path
+        self.read: dict[str, Any] = {}
         try:
-            # As DVC reads it: YAML 1.2, where 1e-3 is a number.
-            content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+            # As DVC reads it: YAML 1.2, where 1e-3 is a number. The parser in C would crash on
+            # what is nested too deeply.
+            content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ParamsError(f"{path}: cannot be read ({error}); run from the root") from error
-        except YAMLError as error:
+        except (YAMLError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ParamsError(f"{path}: is not valid YAML: {reason}") from error
         self.content = _table(content, str(path))
@@ -86,10 +94,14 @@ class Params:
         self._refuse_unknown(run, RUN_KEYS, "run.")
         for table, names in run.items():
             for name in names if isinstance(names, list) else [names]:
+                if not isinstance(name, str):
+                    raise ParamsError(
+                        f"{path}: run.{table}: expected names, received {shortened(name)}"
+                    )
                 if name not in rows[table]:
                     raise ParamsError(
                         f"{path}: run.{table}: there is no {name!r} in {table}; "
-                        f"{nearest(str(name), rows[table])}"
+                        f"{nearest(name, rows[table])}"
                     )
 
     def _rows(self, table: str) -> dict[str, Any]:
@@ -117,6 +129,29 @@ class Params:
         ParamsError
             If the key is missing (the nearest one is offered), or the value is of another kind.
         """
+        value = self._find(key)
+        self.read[key] = value
+        try:
+            checked: T = TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ParamsError(f"{self.path}: {_explain(key, error)}") from None
+        return checked
+
+    def changed_since_read(self) -> list[str]:
+        """Return the keys that were read, and whose values in the file are others now."""
+        try:
+            now = Params(self.path)
+        except ParamsError:
+            return [str(self.path)]
+        return [key for key, value in self.read.items() if not now._has(key, value)]
+
+    def _has(self, key: str, value: Any) -> bool:
+        try:
+            return bool(self._find(key) == value)
+        except ParamsError:
+            return False
+
+    def _find(self, key: str) -> Any:
         value: Any = self.content
         parts = key.split(".")
         for depth, part in enumerate(parts):
@@ -128,11 +163,7 @@ class Params:
                     f"{self.path}: {where}there is no {part!r}; {nearest(part, table)}"
                 )
             value = table[part]
-        try:
-            checked: T = TypeAdapter(kind).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise ParamsError(f"{self.path}: {_explain(key, error)}") from None
-        return checked
+        return value
 
     def _refuse_unknown(self, table: dict[str, Any], known: Iterable[str], place: str) -> None:
         for key in table:
@@ -144,7 +175,7 @@ class Params:
 
 def _table(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ParamsError(f"{where}: expected keys with values, received {value!r}")
+        raise ParamsError(f"{where}: expected keys with values, received {shortened(value)}")
     return value
 
 
@@ -159,17 +190,9 @@ def _explain(key: str, error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{place}: {message}"
-    explained = f"{place}: {message[0].lower()}{message[1:]}, received {first['input']!r}"
+    explained = f"{place}: {message[0].lower()}{message[1:]}, received "
+    explained += shortened(first["input"])
     allowed = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected", "")))
     if allowed and isinstance(first["input"], str):
         explained += f"; {nearest(first['input'], allowed)}"
     return explained
-
-
-def main() -> None:
-    """Check sections and names; each stage checks its own section's values when it runs."""
-    Params()
-
-
-if __name__ == "__main__":
-    run_stage(main)

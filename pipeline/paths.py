@@ -33,6 +33,11 @@ def model(dataset: str, variant: str, seed: int) -> Path:
     return models(dataset, variant) / f"seed_{seed}.safetensors"
 
 
+def checkpoints(dataset: str, variant: str) -> Path:
+    """Return the folder of the checkpoints of a training that is not done; no output of DVC's."""
+    return Path("checkpoints") / dataset / variant
+
+
 def history(dataset: str, variant: str, split: str) -> Path:
     """Return the learning curve on the training or the validation split."""
     return Path("history") / dataset / variant / f"{split}.csv"

@@ -11,9 +11,10 @@ from pydantic import Field
 
 from pipeline import idx, paths
 from pipeline.data import Classes, Split, split_writer
-from pipeline.errors import DataError, run_stage
+from pipeline.errors import DataError
 from pipeline.files import sha256, write_json
 from pipeline.params import Params, Section
+from pipeline.stage import require_unchanged, run_stage
 
 
 class DatasetPreprocess(Section):
@@ -216,6 +217,7 @@ def main(dataset: str) -> None:
     hashes = {role: sha256(paths.raw(dataset) / role) for role in paths.ROLES}
     write_json(paths.summary(dataset), summary | {"sha256": hashes})
     print(f"{dataset}: {summary['images']}, images of {summary['image_shape']}")
+    require_unchanged(params)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self, TextIO
+from contextlib import AbstractContextManager
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Shows how much of a piece of work is done, how fast it goes and how long it still takes.
 
     Parameters
@@ -57,7 +57,7 @@ class Progress:
         self.rate_unit, self.rate_per_unit = rate_unit, rate_per_unit
         self.stream = stream or sys.stderr
         self.clock = clock
-        self.done = self.logged = 0
+        self.done = self.logged = self.skipped = 0
         self.detail = ""
         self.started = self.last_line = clock()
         self.bar: tqdm[Any] | None = None
@@ -80,10 +80,17 @@ class Progress:
         elif self.clock() - self.last_line >= LOG_INTERVAL_S:
             self._write_line()
 
+    def skip(self, count: int) -> None:
+        """Count `count` units that another run has done; they do not tell of the speed."""
+        self.done += count
+        self.skipped += count
+        if self.bar is not None:
+            self.bar.update(count)
+
     def status(self) -> str:
         """Return units done of planned, share, speed and time left, as one line."""
         elapsed = self.clock() - self.started
-        speed = self.done / elapsed if elapsed > 0 else 0.0
+        speed = (self.done - self.skipped) / elapsed if elapsed > 0 else 0.0
         share = self.done / self.total if self.total else 1.0
         parts = [f"{self.done:,}/{self.total:,} {self.unit} ({share:.0%})"]
         if speed > 0:
@@ -97,16 +104,8 @@ class Progress:
         self.last_line, self.logged = self.clock(), self.done
         print(f"{self.task}: {self.status()}", file=self.stream, flush=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif error is None and self.logged < self.done:
+        elif kind is None and self.logged < self.done:
             self._write_line()

@@ -15,12 +15,12 @@ from ruamel.yaml import YAML
 
 from pipeline import charts, paths, render
 from pipeline.data import Classes, SplitReader
-from pipeline.errors import run_stage
 from pipeline.files import write_text
 from pipeline.params import Params, Section
 from pipeline.progress import duration
 from pipeline.render import count, percent, points
 from pipeline.results import Result, read_json, read_result
+from pipeline.stage import require_unchanged, run_stage
 from pipeline.statistics import Paired, compare_predictions, holm, verdict
 from pipeline.variants import PositiveInt
 
@@ -78,7 +78,7 @@ def compare_pairs(results: Sequence[Result]) -> list[Pair]:
 
 
 def summarise(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
-    """Return the verdict in one sentence."""
+    """Return the verdict in one sentence, and a warning of each variant that learnt nothing."""
     best = by_errors(results)[0]
     metrics = best.metrics
     told = (
@@ -93,7 +93,12 @@ def summarise(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
         told += f"; it is better than {render.listed(worse)}"
     if open_ones:
         told += f"; there is no evidence of a difference from {render.listed(open_ones)}"
-    return f"{told}."
+    warnings = [
+        f" Warning: {each.variant} is {each.metrics['warning']}."
+        for each in results
+        if "warning" in each.metrics
+    ]
+    return f"{told}.{''.join(warnings)}"
 
 
 def variant_rows(results: Sequence[Result]) -> list[list[str]]:
@@ -430,6 +435,7 @@ def main(dataset: str) -> None:
     print(f"{dataset}: {paths.report(dataset)} and {paths.page(dataset)}")
     print(summarise(results, pairs))
     print("\n".join(render.markdown_table(VARIANT_HEADER, variant_rows(results))))
+    require_unchanged(params)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,31 @@
-"""Train a variant on a data set, for its budget of samples or epochs."""
+"""Train a variant on a data set, for its budget of samples or epochs.
 
+A training that is killed goes on from its last checkpoint, to the bytes that it would have had.
+"""
+
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import pandas as pd
 import tensorflow as tf
 
-from pipeline import model, paths
+from pipeline import checkpoint, model, paths
 from pipeline.batches import BatchOrder
+from pipeline.checkpoint import Checkpoint, Checkpoints, Interval
 from pipeline.data import Classes, Split, map_split
-from pipeline.device import Precision, find_device
-from pipeline.errors import TrainingError, run_stage
-from pipeline.files import require_writable, write_json, write_text
-from pipeline.optimizer import FusedAdam
+from pipeline.device import Device, Precision, find_device
+from pipeline.errors import TrainingError
+from pipeline.files import require_writable, sha256, write_json, write_text
+from pipeline.learner import Learner, make_validation
 from pipeline.params import Params, Section
 from pipeline.progress import Progress
+from pipeline.stage import imported_code, require_unchanged, run_stage
 from pipeline.variants import BudgetOverride, PositiveInt, Schedule, Seeds, Variant, count_steps
 
 
@@ -30,39 +36,7 @@ class Train(Section):
     precision: Precision
     schedule: Schedule
     log_every_steps: PositiveInt
-
-
-class LossAndAccuracy(NamedTuple):
-    """Mean cross-entropy in nats, and share of images classified rightly."""
-
-    loss: float
-    accuracy: float
-
-
-class RunningMean:
-    """Sums of loss and correct answers, kept where they are computed until they are asked for."""
-
-    def __init__(self) -> None:
-        self.loss = tf.Variable(0.0, dtype=tf.float64)
-        self.correct = tf.Variable(0, dtype=tf.int64)
-        self.images = tf.Variable(0, dtype=tf.int64)
-
-    def add(self, losses: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor) -> None:
-        """Add a batch: losses (n,), logits (n, classes), labels (n,)."""
-        right = tf.equal(tf.argmax(logits, axis=1), tf.cast(labels, tf.int64))
-        self.loss.assign_add(tf.reduce_sum(tf.cast(losses, tf.float64)))
-        self.correct.assign_add(tf.reduce_sum(tf.cast(right, tf.int64)))
-        self.images.assign_add(tf.size(labels, out_type=tf.int64))
-
-    def take(self) -> LossAndAccuracy:
-        """Return the means so far, and begin again."""
-        images = int(self.images.numpy())
-        means = LossAndAccuracy(
-            float(self.loss.numpy()) / images, int(self.correct.numpy()) / images
-        )
-        for total in (self.loss, self.correct, self.images):
-            total.assign(tf.zeros_like(total))
-        return means
+    checkpoint_every: Interval
 
 
 @dataclass
@@ -73,84 +47,31 @@ class History:
     validation: list[dict[str, float]] = field(default_factory=list)
 
 
-class Trained(NamedTuple):
-    """What a training leaves: its curves, and the seconds that it took.
+@dataclass
+class Took:
+    """How long a training took, over all processes that had a part in it.
 
-    The first step is the one that compiles; it counts as training, but not for the speed.
+    A process's first step, which compiles, counts as training, but not as steady.
     """
+
+    training_seconds: float = 0.0
+    validation_seconds: float = 0.0
+    steady_seconds: float = 0.0
+    steady_steps: int = 0
+
+
+class Trained(NamedTuple):
+    """What a training leaves: its curves, and how long it took."""
 
     history: History
-    training_seconds: float
-    first_step_seconds: float
-    validation_seconds: float
+    took: Took
 
 
-def make_training_step(
-    network: keras.Model, batch_size: int, running: RunningMean
-) -> Callable[..., None]:
-    """Return a compiled function of (images, labels, rate, step) that makes one optimiser step.
-
-    Parameters
-    ----------
-    network : keras.Model
-        From uint8 images to float32 logits.
-    batch_size : int
-    running : RunningMean
-        Takes the batch's loss and accuracy, before the step.
-    """
-    weights = network.trainable_variables
-    adam = FusedAdam(weights)
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec((batch_size, *network.input_shape[1:]), tf.uint8),
-            tf.TensorSpec((batch_size,), tf.uint8),
-            tf.TensorSpec((), tf.float32),
-            tf.TensorSpec((), tf.float32),
-        ]
-    )
-    def training_step(
-        images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, step: tf.Tensor
-    ) -> None:
-        with tf.GradientTape() as tape:
-            logits = network(images, training=True)
-            losses = _cross_entropy(logits, labels)
-            loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, [weight.value for weight in weights])
-        adam.apply(gradients, rate, step)
-        running.add(losses, logits, labels)
-
-    step_function: Callable[..., None] = training_step
-    return step_function
-
-
-def make_validation(
-    network: keras.Model, split: Split, batch_size: int
-) -> Callable[[], LossAndAccuracy]:
-    """Return a function that measures the network, as it is then, on a split."""
-    running = RunningMean()
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8),
-            tf.TensorSpec((None,), tf.uint8),
-        ]
-    )
-    def measure(images: tf.Tensor, labels: tf.Tensor) -> None:
-        logits = network(images, training=False)
-        running.add(_cross_entropy(logits, labels), logits, labels)
-
-    def validate() -> LossAndAccuracy:
-        for start in range(0, len(split.labels), batch_size):
-            stop = start + batch_size
-            measure(split.images[start:stop], split.labels[start:stop])
-        return running.take()
-
-    return validate
-
-
-def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+@contextmanager
+def _stopwatch(took: Took, name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    setattr(took, name, getattr(took, name) + time.perf_counter() - begin)
 
 
 def train(
@@ -161,8 +82,9 @@ def train(
     splits: Mapping[str, Split],
     steps: int,
     progress: Progress,
+    checkpoints: Checkpoints,
 ) -> Trained:
-    """Train `network` in place.
+    """Train `network` in place, from its newest checkpoint if it has one.
 
     Parameters
     ----------
@@ -179,6 +101,8 @@ def train(
         How many optimiser steps to make.
     progress : Progress
         Advanced at each step.
+    checkpoints : Checkpoints
+        Of this very training.
 
     Raises
     ------
@@ -188,43 +112,73 @@ def train(
     images, labels = splits["train"]
     batch_size = variant.batch_size
     steps_per_epoch = len(labels) // batch_size
-    running = RunningMean()
-    training_step = make_training_step(network, batch_size, running)
+    learner = Learner(network, batch_size)
     validate = make_validation(network, splits["validation"], batch_size)
     order = BatchOrder(len(labels), seed)
-    history = History()
-    first_step_seconds = validation_seconds = 0.0
-    begin = time.perf_counter()
-    for step in range(1, steps + 1):
+    history, took = History(), Took()
+
+    def rate_at(step: int) -> float:
+        return variant.learning_rate * settings.schedule.factor(step, steps)
+
+    def moment() -> dict[str, float]:
+        return {"step": learner.step, "epoch": learner.step * batch_size / len(labels)}
+
+    def stop_unless_finite(*, all_is: bool = True) -> None:
+        bad = learner.first_bad_step or (0 if all_is else learner.step)
+        if bad:
+            last_good = checkpoints.newest_path()
+            raise TrainingError(
+                f"the loss was no finite number at step {bad:,}, at learning rate "
+                f"{rate_at(bad):.3g}: lower the learning rate or lengthen the warm-up; the last "
+                f"good checkpoint is {last_good or 'none yet'}"
+            )
+
+    def save_checkpoint() -> None:
+        arrays = learner.arrays()
+        stop_unless_finite(all_is=checkpoint.are_finite(arrays))
+        notes = {"history": asdict(history), "took": asdict(took)}
+        checkpoints.save(Checkpoint(learner.step, arrays, notes))
+
+    if saved := checkpoints.newest():
+        learner.restore(saved.step, saved.arrays)
+        history, took = History(**saved.notes["history"]), Took(**saved.notes["took"])
+        for _ in range(saved.step):  # the order is a function of seed and step
+            order.next_batch(batch_size)
+        progress.skip(saved.step)
+        print(f"seed {seed}: goes on after step {saved.step:,} of {steps:,}", flush=True)
+
+    first_step = learner.step + 1
+    for step in range(first_step, steps + 1):
+        begin = time.perf_counter()
         batch = order.next_batch(batch_size)
-        rate = variant.learning_rate * settings.schedule.factor(step, steps)
+        rate = rate_at(step)
         try:
-            training_step(images[batch], labels[batch], np.float32(rate), np.float32(step))
-        except tf.errors.ResourceExhaustedError as error:
+            learner.learn(images[batch], labels[batch], rate)
+        except (tf.errors.ResourceExhaustedError, MemoryError) as error:
             raise TrainingError(
                 f"out of memory at step {step:,}: a batch of {batch_size:,} does not fit; lower "
                 "the variant's batch_size"
             ) from error
-        if step == 1:
-            first_step_seconds = time.perf_counter() - begin
         if step % settings.log_every_steps == 0 or step == steps:
-            means = running.take()
-            if not np.isfinite(means.loss):
-                raise TrainingError(
-                    f"the loss became {means.loss} at step {step:,}, at learning rate "
-                    f"{rate:.3g}: lower the learning rate or lengthen the warm-up"
-                )
-            place = {"step": step, "epoch": step * batch_size / len(labels)}
-            history.train.append({**place, "learning_rate": rate, **means._asdict()})
+            stop_unless_finite()
+            history.train.append(
+                {**moment(), "learning_rate": rate, **learner.running.take()._asdict()}
+            )
+        seconds = time.perf_counter() - begin
+        took.training_seconds += seconds
+        if step > first_step:
+            took.steady_seconds += seconds
+            took.steady_steps += 1
         if step % steps_per_epoch == 0 or step == steps:
-            before = time.perf_counter()
-            measured = validate()
-            place = {"step": step, "epoch": step * batch_size / len(labels)}
-            history.validation.append({**place, **measured._asdict()})
-            validation_seconds += time.perf_counter() - before
+            with _stopwatch(took, "validation_seconds"):
+                measured = validate()
+            stop_unless_finite(all_is=bool(np.isfinite(measured.loss)))
+            history.validation.append({**moment(), **measured._asdict()})
         progress.advance(1, _detail(history))
-    seconds = time.perf_counter() - begin - validation_seconds
-    return Trained(history, seconds, first_step_seconds, validation_seconds)
+        if step == steps or checkpoints.is_due(step):
+            with _stopwatch(took, "training_seconds"):
+                save_checkpoint()
+    return Trained(history, took)
 
 
 def _detail(history: History) -> str:
@@ -248,18 +202,20 @@ def curve(trainings: Mapping[int, Trained], split: str) -> str:
         for seed, trained in trainings.items()
         for row in getattr(trained.history, split)
     ]
-    return pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    lines = [",".join(rows[0]), *(",".join(map(_six_digits, row.values())) for row in rows)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _six_digits(number: float) -> str:
+    return f"{number:.6g}" if isinstance(number, float) else str(number)
 
 
 def summarise(trainings: Mapping[int, Trained], parameters: int, batch_size: int) -> dict[str, Any]:
     """Return what a training took and reached, the mean over seeds; seconds without validation."""
-    all_trained = trainings.values()
-    last = [each.history.validation[-1] for each in all_trained]
+    took = [each.took for each in trainings.values()]
+    last = [each.history.validation[-1] for each in trainings.values()]
     steps = int(last[0]["step"])
-    speeds = [
-        (steps - 1) * batch_size / (each.training_seconds - each.first_step_seconds)
-        for each in all_trained
-    ]
+    speeds = [each.steady_steps * batch_size / (each.steady_seconds or 1) for each in took]
 
     return {
         "seeds": list(trainings),
@@ -269,10 +225,8 @@ def summarise(trainings: Mapping[int, Trained], parameters: int, batch_size: int
         "epochs": round(last[0]["epoch"], 3),
         "validation_loss": round(statistics.mean(row["loss"] for row in last), 6),
         "validation_accuracy": round(statistics.mean(row["accuracy"] for row in last), 6),
-        "seconds": round(statistics.mean(each.training_seconds for each in all_trained), 1),
-        "validation_seconds": round(
-            statistics.mean(each.validation_seconds for each in all_trained), 1
-        ),
+        "seconds": round(statistics.mean(each.training_seconds for each in took), 1),
+        "validation_seconds": round(statistics.mean(each.validation_seconds for each in took), 1),
         "images_per_second": round(statistics.mean(speeds), 1),
     }
 
@@ -296,6 +250,7 @@ def main(dataset: str, variant: str) -> None:
 
     device = find_device()
     precision = device.precision(settings.precision)
+    strategy = device.strategy(row.batch_size)
     tf.config.experimental.enable_op_determinism()
     description = model.Description(
         dataset=dataset,
@@ -304,37 +259,63 @@ def main(dataset: str, variant: str) -> None:
         classes=classes,
         network=row.network(),
     )
+    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    key = checkpoint.key_of(
+        {
+            "code": sorted(imported_code().values()),
+            "data": {
+                f"{split}/{name}": sha256(paths.prepared(dataset, split) / f"{name}.npy")
+                for split in splits
+                for name in Split._fields
+            },
+            "params": [each.model_dump() for each in (row, settings, override)],
+            "classes": classes,
+            "machine": _machine(device, precision),
+            "versions": versions | {"numpy": np.__version__},
+        }
+    )
     print(
         f"{dataset}/{variant}: {description.parameters:,} parameters, {steps:,} steps of "
         f"{row.batch_size}, {f'{len(seeds)} seeds, ' if len(seeds) > 1 else ''}"
         f"{precision} on the {device}",
         flush=True,
     )
-    model.remove_all(paths.models(dataset, variant))
     trainings = {}
-    with Progress(
-        f"train {dataset}/{variant}",
-        steps * len(seeds),
-        "steps",
-        rate_unit="images",
-        rate_per_unit=row.batch_size,
-    ) as progress:
-        for seed in seeds:
-            network = model.build(description, seed=seed, precision=precision)
-            trainings[seed] = train(network, row, settings, seed, splits, steps, progress)
-            model.save(paths.model(dataset, variant, seed), network, description)
+    with checkpoint.exclusive(paths.checkpoints(dataset, variant), key) as folder:
+        model.remove_all(paths.models(dataset, variant))
+        with Progress(
+            f"train {dataset}/{variant}",
+            steps * len(seeds),
+            "steps",
+            rate_unit="images",
+            rate_per_unit=row.batch_size,
+        ) as progress:
+            for seed in seeds:
+                with strategy.scope():
+                    network = model.build(description, seed=seed, precision=precision)
+                    trainings[seed] = train(
+                        network, row, settings, seed, splits, steps, progress,
+                        Checkpoints(folder / f"seed_{seed}", settings.checkpoint_every),
+                    )  # fmt: skip
+                model.save(paths.model(dataset, variant, seed), network, description)
 
-    for name in splits:
-        write_text(paths.history(dataset, variant, name), curve(trainings, name))
-    write_json(
-        paths.training(dataset, variant),
-        summarise(trainings, description.parameters, row.batch_size)
-        | {
-            "precision": precision,
-            "device": str(device),
-            "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-        },
-    )
+        for name in splits:
+            write_text(paths.history(dataset, variant, name), curve(trainings, name))
+        write_json(
+            paths.training(dataset, variant),
+            summarise(trainings, description.parameters, row.batch_size)
+            | {"precision": precision, "device": str(device), "versions": versions},
+        )
+        require_unchanged(params)  # else the checkpoints stay, for when the change is taken back
+
+
+def _machine(device: Device, precision: str) -> dict[str, Any]:
+    """Return what of the machine may change a sum's last bit."""
+    return {
+        "device": str(device),
+        "precision": precision,
+        "threads": os.cpu_count() if device.kind == "CPU" else None,
+    }
 
 
 if __name__ == "__main__":

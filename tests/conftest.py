@@ -126,10 +126,18 @@ def make_repository(root: Path, change: Callable[[Any], None]) -> Path:
     return root
 
 
+def stage_command(stage: str, *names: str) -> list[str]:
+    """Return the command of a stage, of a data set and a variant, as in dvc.yaml."""
+    options = [
+        part for pair in zip(("--dataset", "--variant"), names, strict=False) for part in pair
+    ]
+    return [sys.executable, "-m", f"pipeline.{stage}", *options]
+
+
 def run_stage(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run ``python -m pipeline.…`` as DVC does."""
     return subprocess.run(
-        [sys.executable, "-m", f"pipeline.{arguments[0]}", *arguments[1:]],
+        stage_command(*arguments),
         cwd=cwd,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,

@@ -41,7 +41,7 @@ def test_pieces_make_the_whole(tmp_path: Path, saved: Split) -> None:
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("images", np.zeros((10, 12, 12, 1), np.float32), "bytes of float32"),
+        ("images", np.zeros((10, 12, 12, 1), np.float32), r"is not an \.npy array of bytes"),
         ("images", np.zeros((10, 12, 12), np.uint8), r"expected images \(n, height, width, 1\)"),
         ("labels", np.zeros(9, np.uint8), r"expected images .* and labels \(n,\)"),
     ],

@@ -87,7 +87,7 @@ def params_read(stage: str) -> set[str]:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
         asked = ast.unparse(node.func.value)
-        if node.func.attr != "get" or asked not in ("params", "Params()"):
+        if node.func.attr != "get" or asked != "params":
             continue
         key = node.args[0]
         if isinstance(key, ast.Constant):

@@ -64,7 +64,9 @@ def test_metrics_and_predictions_agree_with_scikit_learn(trained: Path) -> None:
     assert metrics["accuracy_low"] < metrics["accuracy"] < metrics["accuracy_high"]
     assert set(metrics) == {
         "n", "errors", "accuracy", "accuracy_low", "accuracy_high", "nll", "ece", "evaluation",
+        "warning",
     }  # fmt: skip
+    assert metrics["warning"] == "no better than chance with seed 0"  # it was never trained
     assert metrics["evaluation"]["chunk_size"] == N
     assert metrics["evaluation"]["backoffs"] == 0
     assert metrics["evaluation"]["peak_memory_mb"] < 128

@@ -75,10 +75,10 @@ def test_an_unknown_row_offers_the_nearest() -> None:
 
 
 def test_names_can_be_checked_before_a_run(project: Path) -> None:
-    """`python -m pipeline.params` refuses a run of an unknown variant in one line."""
-    assert run_stage("params", cwd=project).returncode == 0
+    """`python -m pipeline.check` refuses a run of an unknown variant in one line."""
+    assert run_stage("check", cwd=project).returncode == 0
     edit_params(project / "params.yaml", lambda params: params["run"]["variants"].append("lenet6"))
-    assert_one_clear_line(run_stage("params", cwd=project), "did you mean 'lenet5'")
+    assert_one_clear_line(run_stage("check", cwd=project), "did you mean 'lenet5'")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

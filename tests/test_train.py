@@ -4,17 +4,12 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
-from sklearn.metrics import accuracy_score, log_loss
 
 from pipeline import download, model, paths, preprocess, train
-from pipeline.data import map_split
+from pipeline.checkpoint import Checkpoints, Interval
 from pipeline.errors import TrainingError
-from pipeline.metrics import log_softmax
-from pipeline.params import Params
 from pipeline.progress import Progress
 from pipeline.variants import Schedule, Variant
 from tests.conftest import assert_one_clear_line, edit_params, make_images, no_parts, run_stage
@@ -33,18 +28,6 @@ def prepared(project: Path) -> Path:
     return project
 
 
-def test_validation_agrees_with_scikit_learn(prepared: Path) -> None:
-    """Validation loss and accuracy are scikit-learn's, in batches with a ragged tail."""
-    split = map_split(paths.prepared("tiny", "validation"))
-    row: Variant = Params().get("variants.tiny_conv", Variant)
-    network = model.build(describe(row))
-    measured = train.make_validation(network, split, batch_size=7)()
-    logits = network(split.images).numpy()
-    assert measured.accuracy == accuracy_score(split.labels, logits.argmax(axis=1))
-    expected = log_loss(split.labels, np.exp(log_softmax(logits)), labels=range(3))
-    assert measured.loss == pytest.approx(expected, rel=1e-5)
-
-
 def describe(row: Variant) -> model.Description:
     return model.Description(
         dataset="tiny",
@@ -53,17 +36,6 @@ def describe(row: Variant) -> model.Description:
         classes=3,
         network=row.network(),
     )
-
-
-def test_a_running_mean_begins_again_once_it_is_taken() -> None:
-    """A running mean weighs images equally, and begins again once it is taken."""
-    running = train.RunningMean()
-    logits = tf.constant([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
-    running.add(tf.constant([1.0, 2.0]), logits[:2], tf.constant([0, 0]))
-    running.add(tf.constant([6.0]), logits[2:], tf.constant([0]))
-    assert list(running.take()) == pytest.approx([3.0, 2 / 3])
-    running.add(tf.constant([1.0]), logits[:1], tf.constant([1]))
-    assert list(running.take()) == [1.0, 0.0]
 
 
 def test_both_loops_train_and_leave_their_results(prepared: Path) -> None:
@@ -140,13 +112,13 @@ def test_a_data_sets_budget_replaces_the_variants_own(prepared: Path) -> None:
     assert json.loads(paths.training("tiny", "tiny_conv").read_text())["steps"] == 3
 
 
-def test_a_loss_that_is_not_finite_stops_the_training() -> None:
-    """A loss that is no longer a number stops the training, with step and rate."""
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
+    """A loss that is no number stops the training, with step, rate and last good checkpoint."""
     row = Variant.model_validate(
         {
-            "input_size": None, "initializer": {"type": "normal", "stddev": 1e19}, "layers": [
+            "input_size": None, "initializer": {"type": "he_normal"}, "layers": [
                 {"type": "dense", "units": 8}, {"type": "dense", "units": 8}],
-            "budget": {"epochs": 1}, "batch_size": 4, "learning_rate": 1.0,
+            "budget": {"epochs": 1}, "batch_size": 4, "learning_rate": 1e30,
         }
     )  # fmt: skip
     settings = train.Train(
@@ -154,19 +126,25 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
         precision="float32",
         schedule=Schedule(warmup=0, decay="constant"),
         log_every_steps=2,
+        checkpoint_every=Interval(steps=1),
     )
     split = make_images(12)
     progress = Progress("t", 3, "steps", rate_unit="images", stream=io.StringIO())
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step 2, at learning"):
+    checkpoints = Checkpoints(tmp_path, settings.checkpoint_every)
+    with pytest.raises(TrainingError, match="no finite number at step 2, at learning") as error:
         train.train(
             model.build(describe(row)), row, settings, 0, {"train": split, "validation": split},
-            3, progress,
+            3, progress, checkpoints,
         )  # fmt: skip
+    last_good = checkpoints.newest_path()
+    assert last_good is not None
+    assert last_good.name.startswith("step_000000001-")
+    assert str(error.value).endswith(f"the last good checkpoint is {last_good}")
 
 
 def test_a_curve_has_one_row_for_each_moment() -> None:
     """A curve is CSV with a header and a row for each seed and moment."""
-    trained = train.Trained(train.History(train=[{"step": 20, "loss": math.pi}]), 1.0, 0.0, 0.0)
+    trained = train.Trained(train.History(train=[{"step": 20, "loss": math.pi}]), train.Took())
     assert list(csv.reader(io.StringIO(train.curve({0: trained, 4: trained}, "train")))) == [
         ["seed", "step", "loss"],
         ["0", "20", "3.14159"],
@@ -177,7 +155,7 @@ def test_a_curve_has_one_row_for_each_moment() -> None:
 def test_the_summary_leaves_the_first_step_out_of_the_speed() -> None:
     """Speed counts the steps after the one that compiles."""
     history = train.History(validation=[{"step": 11, "epoch": 0.5, "loss": 1.0, "accuracy": 0.5}])
-    trained = train.Trained(history, 12.0, 2.0, 1.0)
+    trained = train.Trained(history, train.Took(12.0, 1.0, steady_seconds=10.0, steady_steps=10))
     summary = train.summarise({0: trained}, parameters=5, batch_size=64)
     assert summary["images_per_second"] == 64.0
     assert summary["samples"] == 704
