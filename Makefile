@@ -16,7 +16,7 @@ server: export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro screenshots compare server deploy worker test test-quick soak services check format bench lock clean
+.PHONY: help setup run repro screenshots compare verify server deploy worker test test-quick soak services check audit format bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,8 +54,8 @@ test: $(TEST_READY) ## run all tests, three files at once
 test-quick: $(TEST_READY) ## run the tests that take seconds
 	pytest -m "not slow"
 
-soak: $(TEST_READY) ## kill flow, stages, server and worker 20 times each, fan out 50 times (an hour)
-	KILLS=20 FAN_OUTS=50 pytest tests/flows/test_kills.py
+soak: $(TEST_READY) ## kill everything 25 times, fan out 50 times, fuzz each reader 5,000 times (hours)
+	KILLS=25 FAN_OUTS=50 FUZZ=5000 pytest tests/flows/test_kills.py tests/faults
 
 services: ## install what the tests of deployments use, from Debian's packages; needs root
 	apt-get update -qq
@@ -65,6 +65,12 @@ check: $(TEST_READY) ## lint, check formatting and types
 	ruff check .
 	ruff format --check .
 	mypy
+	pip check
+
+audit: $(RUN_READY) ## ask for known vulnerabilities of the locked packages (needs a network)
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install -qq pip-audit
+	.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.txt
 
 format: $(TEST_READY) ## format the code
 	ruff format .
@@ -78,7 +84,7 @@ lock: ## pin and hash the dependencies anew (needs uv)
 	$(LOCK) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 
 clean: ## remove the environments and caches; results and DVC's cache stay
-	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .venv-audit .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -75,7 +75,7 @@ def read_graph(root: Path, targets: Sequence[str] = ()) -> list[Node]:
     PolicyError
         If a stage's ``meta`` is wrong.
     """
-    with _reading(root) as repo:
+    with reading(root) as repo:
         graph = get_active_graph(repo.index.graph)
         wanted = collect_stages(repo, targets or [PROJECT_FILE])
         stages: list[Stage] = plan_repro(graph, wanted)
@@ -96,7 +96,7 @@ def _read_node(stage: "Stage", graph: Any, root: Path) -> Node:
 
 
 @contextmanager
-def _reading(root: Path) -> Iterator[Repo]:
+def reading(root: Path) -> Iterator[Repo]:
     """Open a repository under its lock; DVC names stages as seen from the current folder."""
     with _explained(root), chdir(root), Repo(str(root)) as repo, repo.lock:
         yield repo
@@ -167,7 +167,7 @@ def push_uncached(root: Path, nodes: Sequence[Node]) -> None:
         If the remote cannot be had.
     """
     names = {node.name for node in nodes}
-    with _reading(root) as repo:
+    with reading(root) as repo:
         hashes = [
             out.hash_info
             for stage in repo.index.stages
@@ -208,7 +208,7 @@ def order_lock(root: Path, nodes: Sequence[Node]) -> None:
     # What is in neither, such as a stage of another target, comes last.
     wanted = sorted(now, key=[*before, *(node.name for node in nodes), *now].index)
     if now != wanted:
-        with _reading(root), modify_yaml(path) as lock:
+        with reading(root), modify_yaml(path) as lock:
             lock["stages"] = {name: lock["stages"][name] for name in wanted}
 
 

@@ -9,7 +9,8 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from flows.errors import ParamsError
-from pipeline.params import nearest
+from pipeline.errors import PipelineError
+from pipeline.params import Params, nearest
 
 PARAMS_FILE = "params.yaml"
 
@@ -27,7 +28,8 @@ def set_params(root: Path, assignments: Sequence[str]) -> None:
     Raises
     ------
     ParamsError
-        If an assignment is no such thing, the key is not there, or the file cannot be read.
+        If an assignment is no such thing, the key is not there, a name could leave its folder, or
+        the file cannot be read.
     """
     if not assignments:
         return
@@ -36,11 +38,17 @@ def set_params(root: Path, assignments: Sequence[str]) -> None:
         text = path.read_text(encoding="utf-8")
         for assignment in assignments:
             text = _assign(text, assignment)
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except (OSError, UnicodeDecodeError, YAMLError, RecursionError) as error:
         raise ParamsError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        Params(part)  # names become paths and commands: looked at before DVC sees them
+        part.replace(path)
+    except PipelineError as error:
+        raise ParamsError(str(error).replace(str(part), str(path))) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -62,8 +70,8 @@ def _assign(text: str, assignment: str) -> str:
     if not equals or not key or not value.strip():
         raise ParamsError(f"--set {assignment}: expected key=value, such as train.seeds=[1]")
     try:
-        YAML(typ="safe").load(value)
-    except YAMLError as error:
+        YAML(typ="safe", pure=True).load(value)
+    except (YAMLError, ValueError, RecursionError) as error:
         raise ParamsError(f"--set {assignment}: {value!r} is not a value in YAML") from error
     node: Node = YAML().compose(text)
     place = ""

@@ -40,6 +40,7 @@ from flows.server import explain
 from flows.slots import hold_workspace
 from flows.stages import Reproduction, run_stages
 from flows.terminal import Terminal
+from flows.verify import remove_damaged
 from pipeline.progress import duration
 
 
@@ -86,6 +87,8 @@ def reproduce(
             require_recordable(root, record, pull=pull, push=push)
         set_params(root, params or [])
         reproduction = Reproduction(root, jobs, force, pull, keep_going, terminal)
+        for name in remove_damaged(root, only_missing=True):
+            terminal.say(f"{name}: its copy in DVC's cache was damaged, and is not restored")
         nodes = read_graph(root, targets or [])
         message, is_whole = run_stages(nodes, reproduction)
         terminal.say(f"{message} (in {duration(time.monotonic() - begin)})")

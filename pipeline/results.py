@@ -69,11 +69,11 @@ def read_result(dataset: str, variant: str) -> Result:
         variant,
         read_json(paths.training(dataset, variant)),
         read_json(paths.metrics(dataset, variant)),
-        _read_table(paths.predictions(dataset, variant), "predictions"),
-        _read_table(paths.history(dataset, variant, "train"), "curve"),
-        _read_table(paths.history(dataset, variant, "validation"), "curve"),
-        _read_table(paths.reliability(dataset, variant), "reliability"),
-        _read_table(paths.footprint(dataset, variant), "footprint"),
+        read_table(paths.predictions(dataset, variant), "predictions"),
+        read_table(paths.history(dataset, variant, "train"), "curve"),
+        read_table(paths.history(dataset, variant, "validation"), "curve"),
+        read_table(paths.reliability(dataset, variant), "reliability"),
+        read_table(paths.footprint(dataset, variant), "footprint"),
     )
 
 
@@ -87,12 +87,21 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(content, dict):
+            raise TypeError("expected keys with values")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _unreadable(path, error) from error
     return content
 
 
-def _read_table(path: Path, kind: str) -> pd.DataFrame:
+def read_table(path: Path, kind: str) -> pd.DataFrame:
+    """Read a table of a kind, see `COLUMNS`.
+
+    Raises
+    ------
+    DataError
+        If it is missing or damaged.
+    """
     try:
         return pd.read_csv(path, dtype=COLUMNS[kind])[list(COLUMNS[kind])]
     except (OSError, ValueError, KeyError) as error:

@@ -3,6 +3,7 @@
 Predictions come through DVC, from its cache or a remote; metrics, parameters and code from git.
 """
 
+import hashlib
 import io
 import json
 import re
@@ -16,14 +17,20 @@ import pandas as pd
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import paths
 from pipeline.errors import DataError
 
+# The parser in C, which DVC uses too, crashes on what is nested some 20,000 deep.
+DEEPEST = 5_000
+NESTING = re.compile(r"[ \t?:-]+")
+
 WORKSPACE = "workspace"
 LOCK = Path("dvc.lock")
+MD5 = re.compile(r"[0-9a-f]{32}")
 EVALUATION = re.compile(r"evaluate@(?P<dataset>[a-z0-9_]+)-(?P<variant>[a-z0-9_]+)")
 COLUMNS = {"seed": "int64", "index": "int64", "label": "int64", "prediction": "int64"}
 
@@ -51,6 +58,23 @@ class Measured:
     predictions: pd.DataFrame | None
     digest: str | None
     inputs: dict[str, Any]
+
+
+class Counts(BaseModel):
+    """What a file of metrics must have to be compared."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    n: int = Field(ge=1)
+    errors: float = Field(ge=0)
+    accuracy_deviation: float | None = None
+    evaluation: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _no_more_errors_than_images(self) -> "Counts":
+        if self.errors > self.n:
+            raise ValueError(f"{self.errors:g} errors of {self.n} images")
+        return self
 
 
 class Revisions:
@@ -85,7 +109,7 @@ class Revisions:
         """
         revision = None if name == WORKSPACE else self.resolve(name)
         self._yaml(name, revision, paths.PARAMS)  # a revision that nobody can run is told
-        stages = self._yaml(name, revision, LOCK).get("stages", {})
+        stages = stages_of(f"{name}: {LOCK}", self._yaml(name, revision, LOCK))
         measured = {}
         for stage, lock in stages.items():
             match = EVALUATION.fullmatch(stage)
@@ -93,15 +117,15 @@ class Revisions:
                 key = match["dataset"], match["variant"]
                 metrics = self._text(revision, paths.metrics(*key))
                 if metrics is not None:
-                    digest = _digest(lock, paths.predictions(*key))
+                    digest = digest_of(lock, paths.predictions(*key))
                     table = self._predictions(name, revision, digest, paths.predictions(*key))
                     if revision is None and table is not None:
                         digest = None  # the file may be newer than dvc.lock
                     measured[key] = Measured(
-                        _json(name, paths.metrics(*key), metrics),
+                        parse_metrics(name, paths.metrics(*key), metrics),
                         table,
                         digest,
-                        dict(_inputs(stages, key)),
+                        dict(inputs_of(stages, key)),
                     )
         if not measured:
             raise DataError(f"{name}: has no metrics; reproduce and commit there")
@@ -115,7 +139,9 @@ class Revisions:
         DataError
             If there is none of that name, or several experiments.
         """
-        commit = self._git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+        commit = self._git(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
+        )
         if commit:
             return commit.strip()
         refs = self._git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
@@ -137,17 +163,17 @@ class Revisions:
             ["git", *command],  # noqa: S607
             cwd=self.root,
             capture_output=True,
-            text=True,
             check=False,
         )
-        return done.stdout if done.returncode == 0 else None
+        # What is no UTF-8 becomes what no reader takes for a number.
+        return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
     def _text(self, revision: str | None, path: Path) -> str | None:
         """Return a file's text; None if there is no such file."""
         if revision is not None:
             return self._git("show", f"{revision}:./{path}")
         try:
-            return (self.root / path).read_text(encoding="utf-8")
+            return (self.root / path).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
 
@@ -155,26 +181,19 @@ class Revisions:
         text = self._text(revision, path)
         if text is None:
             raise DataError(f"{name}: has no {path}")
-        try:
-            content = YAML(typ="safe").load(text)
-        except YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{name}: {path} is not valid YAML: {reason}") from error
-        if not isinstance(content, dict):
-            raise DataError(f"{name}: {path}: expected keys with values")
-        return content
+        return parse_yaml(f"{name}: {path}", text)
 
     def _predictions(
         self, name: str, revision: str | None, md5: str | None, path: Path
     ) -> pd.DataFrame | None:
         if revision is None:
             text = self._text(None, path)
-            return None if text is None else _table(name, text)
+            return None if text is None else parse_predictions(name, text)
         if md5 is None:
             return None
         if md5 not in self.tables:
             text = self._cached(md5)
-            self.tables[md5] = None if text is None else _table(name, text)
+            self.tables[md5] = None if text is None else parse_predictions(name, text)
         return self.tables[md5]
 
     def _cached(self, md5: str) -> str | None:
@@ -186,38 +205,104 @@ class Revisions:
             except Exception:
                 return None  # no remote, or it does not answer: told as predictions not to be had
         try:
-            return Path(cache.oid_to_path(md5)).read_text(encoding="utf-8")
+            content = Path(cache.oid_to_path(md5)).read_bytes()
         except OSError:
             return None
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+            return None  # damaged, and as good as lost
+        return content.decode(errors="replace")
 
 
-def _digest(lock: dict[str, Any], path: Path) -> str | None:
+def parse_yaml(place: str, text: str) -> dict[str, Any]:
+    """Return the content of a YAML file that is a table.
+
+    Raises
+    ------
+    DataError
+        If it is no such file.
+    """
+    try:
+        deepest = max((len(run) for run in NESTING.findall(text)), default=0)
+        if deepest > DEEPEST or text.count("[") + text.count("{") > DEEPEST:
+            raise ValueError("it is nested too deeply")
+        content = YAML(typ="safe").load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not valid YAML: {_flat(error)}") from error
+    return _table_at(place, content)
+
+
+def stages_of(place: str, lock_file: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the stages of a dvc.lock, by name.
+
+    Raises
+    ------
+    DataError
+        If they are no tables.
+    """
+    stages = _table_at(f"{place}: stages", lock_file.get("stages", {}))
+    return {str(name): _table_at(f"{place}: {name}", stage) for name, stage in stages.items()}
+
+
+def _table_at(place: str, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise DataError(f"{place}: expected keys with values")
+    return content
+
+
+def _entries(lock: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]:
+    """Yield the outputs or the dependencies of a stage in dvc.lock."""
+    entries = lock.get(kind, [])
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict):
+            yield entry
+
+
+def digest_of(lock: dict[str, Any], path: Path) -> str | None:
     """Return the hash that a stage of dvc.lock has of one of its outputs."""
-    hashes = [out.get("md5") for out in lock.get("outs", []) if out.get("path") == str(path)]
-    return str(hashes[0]) if hashes and hashes[0] else None
+    hashes = [out.get("md5") for out in _entries(lock, "outs") if out.get("path") == str(path)]
+    return hashes[0] if hashes and MD5.fullmatch(str(hashes[0])) else None
 
 
-def _table(name: str, text: str) -> pd.DataFrame:
+def parse_predictions(name: str, text: str) -> pd.DataFrame:
+    """Return a revision's predictions, a row for each seed and test image.
+
+    Raises
+    ------
+    DataError
+        If the text is no such table.
+    """
     try:
         table = pd.read_csv(io.StringIO(text), dtype=COLUMNS)
         if "seed" not in table:  # as it was before a variant could have several
             table["seed"] = 0
+        if table.empty:
+            raise ValueError("there is no row")
         return table[list(COLUMNS)]
     except (ValueError, KeyError) as error:
-        raise DataError(f"{name}: predictions cannot be read ({error})") from error
+        raise DataError(f"{name}: predictions cannot be read ({_flat(error)})") from error
 
 
-def _json(name: str, path: Path, text: str) -> dict[str, Any]:
+def parse_metrics(name: str, path: Path, text: str) -> dict[str, Any]:
+    """Return a revision's metrics of a variant.
+
+    Raises
+    ------
+    DataError
+        If the text is no JSON, or lacks the counts.
+    """
     try:
         content: dict[str, Any] = json.loads(text)
-        if not isinstance(content["n"], int) or not isinstance(content["errors"], int | float):
-            raise TypeError("n and errors are numbers")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{name}: {path} cannot be read ({error})") from error
+        Counts.model_validate(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: {path} cannot be read ({_flat(error)})") from error
     return content
 
 
-def _inputs(stages: dict[str, Any], key: Key) -> Iterator[tuple[str, Any]]:
+def _flat(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def inputs_of(stages: dict[str, Any], key: Key) -> Iterator[tuple[str, Any]]:
     """Yield the parameters and the hashes of the code of all stages behind an evaluation."""
     dataset, variant = key
     for stage in (
@@ -225,17 +310,17 @@ def _inputs(stages: dict[str, Any], key: Key) -> Iterator[tuple[str, Any]]:
         f"train@{dataset}-{variant}", f"evaluate@{dataset}-{variant}",
     ):  # fmt: skip
         lock = stages.get(stage, {})
-        for values in lock.get("params", {}).values():
-            for name, value in values.items():
-                yield from _leaves(name, value)
-        for dep in lock.get("deps", []):
-            if str(dep["path"]).endswith(".py"):
-                yield dep["path"], dep.get("md5")
+        params = lock.get("params", {})
+        for values in params.values() if isinstance(params, dict) else []:
+            yield from _leaves("", values)
+        for dep in _entries(lock, "deps"):
+            if str(dep.get("path")).endswith(".py"):
+                yield str(dep["path"]), dep.get("md5")
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, each in value.items():
-            yield from _leaves(f"{name}.{key}", each)
+            yield from _leaves(f"{name}.{key}".removeprefix("."), each)
     else:
         yield name, value

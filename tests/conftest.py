@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +180,15 @@ def environment(**more: str) -> dict[str, str]:
 class Mirror(http.server.ThreadingHTTPServer):
     """A real HTTP server on the loopback whose faults a test chooses.
 
-    Set `content` by path; `faults` holds, for the next requests, ``"500"``, ``"cut"`` (half of the
-    body, then the connection is closed) or ``"html"``; `ranges` records the Range headers.
+    Set `content` and `redirects` by path; `faults` holds, for the next requests, ``"500"``,
+    ``"cut"`` (half of the body, then the connection is closed), ``"trickle"`` (a byte at a time) or
+    ``"html"``; `ranges` records the Range headers.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
         self.faults: list[str] = []
         self.ranges: list[str | None] = []
         self.resumes = True
@@ -202,6 +206,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         self.server.ranges.append(wanted)
         fault = self.server.faults.pop(0) if self.server.faults else ""
+        if elsewhere := self.server.redirects.get(self.path.lstrip("/")):
+            self.send_response(302)
+            self.send_header("Location", elsewhere)
+            self.end_headers()
+            return
         body = self.server.content.get(self.path.lstrip("/"))
         if body is None or fault == "500":
             self.send_error(500 if fault else 404)
@@ -221,7 +230,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         stop = start + (len(body) - start) // 2 if fault == "cut" else len(body)
-        self.wfile.write(body[start:stop])
+        with suppress(BrokenPipeError, ConnectionResetError):  # it may be given up
+            if fault == "trickle":
+                for byte in body[start:stop]:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.02)
+            self.wfile.write(body[start:stop])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -250,3 +264,35 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a file system needs root")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+def run(*command: str, cwd: Path) -> str:
+    """Run a command as a user would, and return what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the project with the small data set, reproduced and committed."""
+    folder = tmp_path_factory.mktemp("clone")
+    root = make_repository(folder / "project", add_tiny(folder / "mirror"))
+    run("dvc", "repro", cwd=root)
+    run("git", "add", "-A", cwd=root)
+    run("git", "commit", "-qm", "first", cwd=root)
+    return root
+
+
+@pytest.fixture
+def repository(reproduced: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(reproduced, tmp_path / "project", symlinks=True))

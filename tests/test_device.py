@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from pipeline import device
 from pipeline.device import Device, find_device
+from pipeline.errors import TrainingError
 
 
 def test_auto_takes_bfloat16_where_the_device_has_it() -> None:
@@ -43,7 +44,7 @@ def test_another_system_falls_back_to_float32(
 def test_a_gpu_goes_before_the_cpu_and_its_memory_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is a GPU it is used, and its memory grows as needed."""
     growing = []
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu 0"])
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu 0", "gpu 1"])
     monkeypatch.setattr(
         tf.config.experimental, "set_memory_growth", lambda gpu, on: growing.append((gpu, on))
     )
@@ -52,5 +53,14 @@ def test_a_gpu_goes_before_the_cpu_and_its_memory_grows(monkeypatch: pytest.Monk
         "get_device_details",
         lambda gpu: {"device_name": "H200", "compute_capability": (9, 0)},
     )
-    assert find_device() == Device("GPU", "H200", True)
-    assert growing == [("gpu 0", True)]
+    assert find_device() == Device("GPU", "H200", True, count=2)
+    assert growing == [("gpu 0", True), ("gpu 1", True)]
+
+
+def test_one_processor_needs_no_strategy() -> None:
+    """One processor trains as it is; what several cannot share equally is refused."""
+    assert Device("CPU", "a", False).strategy(7).num_replicas_in_sync == 1
+    pair = Device("GPU", "H200", True, count=2)
+    assert str(pair) == "2 × GPU (H200)"
+    with pytest.raises(TrainingError, match="batch_size 7 cannot be shared equally by 2 GPUs"):
+        pair.strategy(7)

@@ -195,3 +195,24 @@ def test_digits_need_no_network(project: Path) -> None:
     assert idx.read(paths.raw("digits") / "test_labels", 1).shape == (360,)
     with open(paths.raw("digits") / "train_images", "rb") as file:
         assert struct.unpack(">4I", file.read(16)) == (0x803, 1437, 28, 28)
+
+
+def test_a_redirect_to_plain_http_is_refused(good: Mirror, tmp_path: Path) -> None:
+    """A mirror may redirect, but not to plain http elsewhere; nothing is sent there."""
+    good.redirects = {FILE.name: "http://192.0.2.1/images.gz"}
+    with pytest.raises(DownloadError, match=r"plain http is refused.*redirects to http://192\.0"):
+        fetch(FILE, [good.url], tmp_path / "images")
+    good.content["moved.gz"] = CONTENT
+    good.redirects = {FILE.name: f"{good.url}/moved.gz"}
+    fetch(FILE, [good.url], tmp_path / "images")
+    assert (tmp_path / "images").read_bytes() == CONTENT
+
+
+def test_a_mirror_that_trickles_is_given_up(
+    good: Mirror, tmp_path: Path, folder_mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror that sends a byte now and then never times out; the next one is taken."""
+    monkeypatch.setattr(download, "PATIENCE_S", 0.5)
+    good.faults = ["trickle"]
+    assert fetch(FILE, [good.url, str(folder_mirror)], tmp_path / "images") == str(folder_mirror)
+    assert (tmp_path / "images").read_bytes() == CONTENT

@@ -3,7 +3,6 @@
 import ast
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import paths
-from tests.conftest import ROOT, add_tiny, edit_params, environment, make_repository
+from tests.conftest import ROOT, edit_params, run
 
 STAGES = ("download", "preprocess", "train", "evaluate", "footprint", "report")
 COMPUTES_WITH_TENSORFLOW = {"train", "evaluate", "footprint"}
@@ -158,40 +157,8 @@ def test_only_stages_that_compute_with_tensorflow_import_it(stage: str) -> None:
 # --- a real DVC repository -------------------------------------------------------------------
 
 
-def run(*command: str, cwd: Path) -> str:
-    """Run a command as a user would, and return what it printed."""
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 def stages_run(output: str) -> list[str]:
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
-
-
-@pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of the project with the small data set, reproduced and committed."""
-    folder = tmp_path_factory.mktemp("clone")
-    root = make_repository(folder / "project", add_tiny(folder / "mirror"))
-    run("dvc", "repro", cwd=root)
-    run("git", "add", "-A", cwd=root)
-    run("git", "commit", "-qm", "first", cwd=root)
-    return root
-
-
-@pytest.fixture
-def repository(reproduced: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may change."""
-    return Path(shutil.copytree(reproduced, tmp_path / "project", symlinks=True))
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import OutputError
-from pipeline.files import require_writable, whole_file, write_json, write_text
+from pipeline.files import require_writable, try_lock, whole_file, write_json, write_text
 from tests.conftest import no_parts
 
 
@@ -54,3 +55,14 @@ def test_a_writable_place_is_left_as_it_was(tmp_path: Path) -> None:
     """Asking whether a place can be written leaves no file."""
     require_writable(tmp_path / "new" / "model")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_lock_is_held_by_one_and_ends_with_it(tmp_path: Path) -> None:
+    """A file that is locked cannot be locked again until its descriptor is closed."""
+    first = try_lock(tmp_path / "folder/lock")
+    assert first is not None
+    assert try_lock(tmp_path / "folder/lock") is None
+    os.close(first)
+    again = try_lock(tmp_path / "folder/lock")
+    assert again is not None
+    os.close(again)

@@ -157,3 +157,14 @@ def test_predictions_and_confidences_come_back() -> None:
     predictions, confidences = Totals(2).add(np.log([[1.0, 3.0]]), np.array([0]))
     assert predictions.tolist() == [1]
     assert confidences.tolist() == pytest.approx([0.75])
+
+
+@pytest.mark.parametrize(("right", "is_chance"), [(4, True), (5, False)])
+def test_chance_is_what_the_most_frequent_class_would_reach(right: int, is_chance: bool) -> None:
+    """Of 4 + 3 + 3 images, four right ones are no better than chance; five are."""
+    labels = np.array([0] * 4 + [1] * 3 + [2] * 3)
+    predictions = np.where(np.arange(10) < right, labels, (labels + 1) % 3)
+    totals = Totals(3)
+    totals.add(np.eye(3)[predictions] * 5, labels)
+    assert totals.errors == 10 - right
+    assert totals.is_chance is is_chance

@@ -232,3 +232,13 @@ def test_dropout_is_active_in_training_only(images: np.ndarray) -> None:
     np.testing.assert_array_equal(built(images), built(images))
     assert not np.array_equal(built(images, training=True), built(images))
     assert isinstance(built.get_layer("dropout6"), keras.layers.Dropout)
+
+
+def test_a_description_that_promises_more_than_the_file_holds_is_refused(saved: Path) -> None:
+    """What would take terabytes is refused before anything is allocated."""
+    with safetensors.safe_open(saved, "numpy") as file:
+        description = json.loads(file.metadata()["alexnet_mnist"])
+    description["network"]["layers"].append({"type": "dense", "units": 10**9, "activation": "relu"})
+    rewrite(saved, header=json.dumps(description))
+    with pytest.raises(ModelError, match="is too short for its [0-9,]+ weights"):
+        model.load(saved)

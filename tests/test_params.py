@@ -58,6 +58,11 @@ def test_a_section_is_typed_and_immutable(params_file: Path) -> None:
         ("train: 3", "dictionary"),
         ("{}", "there is no 'train'"),
         ("- a", "expected keys with values"),
+        ("run: {datasets: [{a: 1}]}", "run.datasets: expected names, received"),
+        ("run: &run {datasets: *run}", "run.datasets: expected names, received"),
+        ("a: 2020-99-99", "is not valid YAML: month must be"),
+        ("a: !!int abc", "is not valid YAML"),
+        ("[" * 10_000, "is not valid YAML: maximum recursion depth"),
         ("a: [", "is not valid YAML"),
         ("train: {size: 1, size: 2}", "duplicate key"),
     ],
@@ -90,3 +95,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_nothing_near_lists_what_is_known() -> None:
     """Where no name is near, all known ones are listed."""
     assert nearest("zzz", ["b", "a"]) == "known are: a, b"
+
+
+def test_what_changed_since_it_was_read_is_told(params_file: Path) -> None:
+    """Of the keys that were read, those are named whose values are others now, or gone."""
+    params = read(params_file, "train: {size: 3}\nevaluate: {mode: fast}\nreport: {size: 1}")
+    params.get("train", Stage)
+    params.get("evaluate.mode", str)
+    assert params.changed_since_read() == []
+    params_file.write_text("report: {size: 2}\nevaluate: {mode: fast}\ntrain: {size: 3}  # same")
+    assert params.changed_since_read() == []
+    params_file.write_text("train: {size: 4}\nevaluate: {}")
+    assert params.changed_since_read() == ["train", "evaluate.mode"]

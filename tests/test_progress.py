@@ -68,3 +68,14 @@ def test_a_failed_work_is_not_logged_as_done() -> None:
     ):
         _ = 1 / 0
     assert log.getvalue() == ""
+
+
+def test_what_another_run_has_done_does_not_tell_of_the_speed() -> None:
+    """Steps of an earlier run count as done, but not for speed and time left."""
+    progress = Progress(
+        "train", 100, "steps", rate_unit="images", rate_per_unit=64, stream=io.StringIO(),
+        clock=clock(0.0, 5.0, 10.0),
+    )  # fmt: skip
+    progress.skip(60)
+    progress.advance(20)
+    assert progress.status() == "80/100 steps (80%), 128 images/s, 10 s left"

@@ -2,6 +2,10 @@ import csv
 import io
 import json
 import math
+import re
+import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +16,15 @@ from pipeline.checkpoint import Checkpoints, Interval
 from pipeline.errors import TrainingError
 from pipeline.progress import Progress
 from pipeline.variants import Schedule, Variant
-from tests.conftest import assert_one_clear_line, edit_params, make_images, no_parts, run_stage
+from tests.conftest import (
+    assert_one_clear_line,
+    edit_params,
+    environment,
+    make_images,
+    no_parts,
+    run_stage,
+    stage_command,
+)
 
 RESULTS = (
     paths.model("tiny", "tiny_conv", 0),
@@ -200,3 +212,59 @@ def test_an_unwritable_folder_is_refused_before_training(prepared: Path) -> None
     result = run_stage("train", "tiny", "tiny_conv", cwd=prepared)
     assert_one_clear_line(result, "models/tiny/tiny_conv/seed_0.safetensors: cannot be written")
     assert "steps of" not in result.stdout
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_goes_on_to_the_same_bytes(prepared: Path) -> None:
+    """Killed between two checkpoints of the second seed, and run again: the same bytes."""
+    edit_params(paths.PARAMS, lambda params: params["train"].update(checkpoint_every={"steps": 10}))
+    whole = train_with([0, 1])
+    shutil.rmtree(paths.models("tiny", "tiny_conv"))
+    process = subprocess.Popen(
+        stage_command("train", "tiny", "tiny_conv"), env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    folder = paths.checkpoints("tiny", "tiny_conv")
+    while not list(folder.rglob("seed_1/step_000000040-*")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    # What a stage leaves in place, DVC would have removed.
+    shutil.rmtree(paths.models("tiny", "tiny_conv"), ignore_errors=True)
+    done = run_stage("train", "tiny", "tiny_conv")
+    assert "seed 0: goes on after step 99 of 99" in done.stdout, done.stderr
+    assert re.search(r"seed 1: goes on after step [4-9]0 of 99", done.stdout)
+    files = [paths.history("tiny", "tiny_conv", name) for name in ("train", "validation")]
+    files += paths.models("tiny", "tiny_conv").iterdir()
+    assert {path.name: path.read_bytes() for path in files} == whole
+    assert not list(folder.glob("*/"))
+
+
+def test_a_checkpoint_of_other_params_is_not_used(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a parameter has changed, a training begins anew."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "write_json", lambda *_: 1 / 0)
+        train.main("tiny", "tiny_conv")
+    capsys.readouterr()
+    edit_params(
+        paths.PARAMS,
+        lambda params: params["variants"]["tiny_conv"].update({"learning_rate": 0.02}),
+    )
+    train.main("tiny", "tiny_conv")
+    assert "goes on" not in capsys.readouterr().out
+
+
+def test_a_training_that_could_not_write_goes_on_from_its_end(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the results could not be written, the next run has nothing to train again."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "write_json", lambda *_: 1 / 0)
+        train.main("tiny", "tiny_conv")
+    first = paths.model("tiny", "tiny_conv", 0).read_bytes()
+    train.main("tiny", "tiny_conv")
+    assert "goes on after step 99 of 99" in capsys.readouterr().out
+    assert paths.model("tiny", "tiny_conv", 0).read_bytes() == first

@@ -1,0 +1,89 @@
+"""Find damaged objects in DVC's cache: DVC restores what is read-only there without looking at it.
+
+``python -m flows.verify`` looks at all that dvc.lock names; a flow, at what it may restore.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.errors import FlowError
+from flows.graph import reading
+
+if TYPE_CHECKING:
+    from dvc.output import Output
+
+
+def remove_damaged(root: Path, *, only_missing: bool = False) -> list[str]:
+    """Remove cached objects whose content is not what their name says.
+
+    What was in them comes from a remote then, or the stage runs again.
+
+    Parameters
+    ----------
+    root : Path
+        The DVC repository.
+    only_missing : bool
+        Look at outputs only that are not in the workspace, and would be restored.
+
+    Returns
+    -------
+    list of str
+        The outputs that had one.
+
+    Raises
+    ------
+    GraphError
+        If the repository cannot be read.
+    """
+    damaged = []
+    with reading(root) as repo:
+        for out in repo.index.outs:
+            if out.use_cache and out.hash_info and not (only_missing and out.exists):
+                broken = [path for path in _objects(out) if not _is_whole(path)]
+                for path in broken:
+                    path.unlink(missing_ok=True)
+                if broken:
+                    damaged.append(str(out))
+    return damaged
+
+
+def _objects(out: "Output") -> Iterator[Path]:
+    """Yield the cached files of an output that are there; of a folder, its list first."""
+    first = Path(out.cache.oid_to_path(out.hash_info.value))
+    if not first.is_file():
+        return
+    yield first
+    if first.suffix == ".dir" and _is_whole(first):
+        for entry in json.loads(first.read_bytes()):
+            path = Path(out.cache.oid_to_path(entry["md5"]))
+            if path.is_file():
+                yield path
+
+
+def _is_whole(path: Path) -> bool:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return digest == path.parent.name + path.stem
+
+
+def main() -> int:
+    """Remove what is damaged, and name the outputs; return 1 if there were any."""
+    try:
+        damaged = remove_damaged(Path.cwd())
+    except FlowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name in damaged:
+        print(
+            f"error: {name}: its copy in DVC's cache was damaged, and is removed", file=sys.stderr
+        )
+    print(f"{len(damaged)} damaged" if damaged else "every cached object is whole")
+    return bool(damaged)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

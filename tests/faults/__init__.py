@@ -1,0 +1,1 @@
+"""Real faults, and what is promised of each; docs/reliability.md has the list."""

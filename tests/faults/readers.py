@@ -1,0 +1,113 @@
+"""What reads bytes that others wrote, each as a function of those bytes.
+
+A reader returns, or raises the project's own error; anything else is a defect.
+"""
+
+import gzip
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import idx, model
+from pipeline.checkpoint import Checkpoint, Checkpoints, Interval
+from pipeline.data import Split, SplitReader, save_split
+from pipeline.params import Params
+from pipeline.results import COLUMNS, read_json, read_table
+from pipeline.revisions import (
+    digest_of,
+    inputs_of,
+    parse_metrics,
+    parse_predictions,
+    parse_yaml,
+    stages_of,
+)
+from pipeline.variants import Variant
+from tests.conftest import ROOT
+
+Reader = Callable[[Path, bytes], object]
+
+DESCRIPTION = {
+    "dataset": "a", "variant": "b", "image_shape": [4, 4, 1], "classes": 2,
+    "network": {
+        "input_size": None, "initializer": {"type": "he_normal"},
+        "layers": [{"type": "conv", "filters": 2, "kernel": 3}, {"type": "dense", "units": 3}],
+    },
+}  # fmt: skip
+
+
+def read_idx(folder: Path, content: bytes) -> object:
+    (folder / "raw").write_bytes(content)
+    return idx.read(folder / "raw", 3)
+
+
+def read_npy(folder: Path, content: bytes) -> object:
+    (folder / "images.npy").write_bytes(content)
+    with SplitReader(folder) as reader:
+        return reader.read(0, 3)
+
+
+def read_params(folder: Path, content: bytes) -> object:
+    (folder / "params.yaml").write_bytes(content)
+    params = Params(folder / "params.yaml")
+    params.get("run.datasets", list[str])
+    return params.get("variants.lenet5", Variant)
+
+
+def read_model(folder: Path, content: bytes) -> object:
+    (folder / "model").write_bytes(content)
+    return model.load(folder / "model")
+
+
+def read_checkpoint(folder: Path, content: bytes) -> object:
+    path = folder / "checkpoints" / f"step_000000001-{'0' * 64}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    return Checkpoints(path.parent, Interval(steps=1)).newest()
+
+
+def read_predictions(folder: Path, content: bytes) -> object:
+    (folder / "predictions.csv").write_bytes(content)
+    read_table(folder / "predictions.csv", "predictions")
+    return parse_predictions("HEAD", content.decode(errors="replace"))
+
+
+def read_metrics(folder: Path, content: bytes) -> object:
+    (folder / "metrics.json").write_bytes(content)
+    read_json(folder / "metrics.json")
+    return parse_metrics("HEAD", Path("metrics.json"), content.decode(errors="replace"))
+
+
+def read_lock(folder: Path, content: bytes) -> object:
+    stages = stages_of("lock", parse_yaml("lock", content.decode(errors="replace")))
+    list(inputs_of(stages, ("digits", "lenet5")))
+    return [digest_of(stage, Path("data/raw/digits")) for stage in stages.values()]
+
+
+def prepare(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
+    """Return each reader with good contents to begin from, and ones that promise too much."""
+    save_split(folder, Split(np.zeros((3, 4, 4, 1), np.uint8), np.zeros(3, np.uint8)))
+    images = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
+    idx.write(folder / "images", images)
+    plain = (folder / "images").read_bytes()
+    description = model.Description.model_validate(DESCRIPTION)
+    model.save(folder / "model", model.build(description), description)
+    checkpoints = Checkpoints(folder / "good", Interval(steps=1))
+    checkpoints.save(Checkpoint(1, {"a": np.zeros(3)}, {"history": []}))
+    saved = checkpoints.newest_path()
+    assert saved is not None
+    predictions = ",".join(COLUMNS["predictions"]) + "\n0,0,1,1,0.9\n0,1,2,3,0.8\n"
+    metrics = {"n": 10, "errors": 1, "accuracy": 0.9, "evaluation": {"chunk_size": 3}}
+    promises = struct.pack(">4I", 0x803, 2**31, 2**16, 2**16)
+    return {
+        "idx": (read_idx, [plain, gzip.compress(plain), promises, gzip.compress(promises)]),
+        "npy": (read_npy, [(folder / "images.npy").read_bytes()]),
+        "params": (read_params, [(ROOT / "params.yaml").read_bytes(), b"[" * 2000, b"a: " * 99]),
+        "model": (read_model, [(folder / "model").read_bytes()]),
+        "checkpoint": (read_checkpoint, [saved.read_bytes()]),
+        "predictions": (read_predictions, [predictions.encode()]),
+        "metrics": (read_metrics, [json.dumps(metrics).encode(), b"[" * 100_000]),
+        "lock": (read_lock, [(ROOT / "dvc.lock").read_bytes()[:4000], b"- " * 40_000]),
+    }

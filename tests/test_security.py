@@ -1,0 +1,75 @@
+"""What SECURITY.md says, held against the code and against real programs."""
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.errors import ParamsError
+from flows.params import set_params
+from tests.conftest import ROOT, environment, make_repository
+
+FILES = sorted(path for folder in ("pipeline", "flows") for path in (ROOT / folder).glob("*.py"))
+HOSTILE = ("a; touch pwned", "$(touch pwned)", "../../outside", "a b", "--help", "a'b")
+
+
+def calls(file: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_nothing_runs_what_it_reads(file: Path) -> None:
+    """No pickle, no eval, no shell, no unsafe YAML."""
+    words = {
+        node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)
+    }
+    assert not words & {"eval", "exec", "compile", "pickle", "marshal", "shelve", "joblib", "dill"}
+    for call in calls(file):
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert keywords.get("shell", "False") == "False"
+        assert keywords.get("allow_pickle", "False") == "False"
+        assert keywords.get("typ", "'safe'") == "'safe'"
+        assert ast.unparse(call.func) not in ("os.system", "np.load", "keras.models.load_model")
+
+
+def test_names_reach_a_command_quoted_only() -> None:
+    """Each command of dvc.yaml has its names by `${item}`, which DVC quotes for the shell."""
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        assert stage["cmd"] == f"python -m pipeline.{name} ${{item}}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_runs_no_command(tmp_path: Path, name: str) -> None:
+    """`dvc repro` with a hostile data set runs nothing but the stage, which refuses it."""
+
+    def change(params: Any) -> None:
+        params["datasets"][name] = params["datasets"]["digits"]
+        params["run"]["datasets"] = [name]
+
+    root = make_repository(tmp_path / "project", change)
+    for command in (["dvc", "repro"], ["python", "-m", "pipeline.check"]):
+        done = subprocess.run(
+            command, cwd=root, env=environment(PYTHONPATH=str(root)), capture_output=True,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode != 0
+    assert "a name has lower-case letters, digits and underscores" in done.stderr
+    assert not list(tmp_path.rglob("pwned")) + list(tmp_path.rglob("outside"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_deployments_parameters_cannot_bring_a_hostile_name(tmp_path: Path, name: str) -> None:
+    """What a flow is asked to set is looked at before DVC sees it, and is not written."""
+    before = (ROOT / "params.yaml").read_bytes()
+    (tmp_path / "params.yaml").write_bytes(before)
+    table = f'datasets={{"{name}": {{}}}}'
+    with pytest.raises(ParamsError, match="a name has lower-case letters|there is no"):
+        set_params(tmp_path, [table])
+    assert (tmp_path / "params.yaml").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
