@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import ParamsError
 from pipeline.params import Params, Section, nearest
-from tests.conftest import ROOT, assert_one_clear_line, edit_params, run_stage
+from tests.conftest import ROOT
 
 
 class Stage(Section):
@@ -77,13 +77,6 @@ def test_an_unknown_row_offers_the_nearest() -> None:
     """An unknown variant is answered with the nearest known one."""
     with pytest.raises(ParamsError, match="no 'lenet6'; did you mean 'lenet5'"):
         Params(ROOT / "params.yaml").get("variants.lenet6", dict)
-
-
-def test_names_can_be_checked_before_a_run(project: Path) -> None:
-    """`python -m pipeline.check` refuses a run of an unknown variant in one line."""
-    assert run_stage("check", cwd=project).returncode == 0
-    edit_params(project / "params.yaml", lambda params: params["run"]["variants"].append("lenet6"))
-    assert_one_clear_line(run_stage("check", cwd=project), "did you mean 'lenet5'")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_damaged_object_in_the_cache_is_noticed(repository: Path, how: str) ->
         )  # fmt: skip
         assert done.returncode == 1
         assert done.stderr.splitlines() == [
-            f"models/tiny/{VARIANT}: its copy in DVC's cache was damaged, and is removed"
+            f"error: models/tiny/{VARIANT}: its copy in DVC's cache was damaged, and is removed"
         ]
         run("dvc", "repro", cwd=repository)
         assert run(sys.executable, "-m", "flows.verify", cwd=repository).startswith("every cached")
