@@ -6,6 +6,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
+READERS := idx npy params model checkpoint predictions metrics lock
+SECONDS := 60
 BENCH_READY := .venv-bench/.ready
 # The lock files are complete, and pip's own resolver trips over pins of packages with extras.
 INSTALL := pip install -qq --no-deps --require-hashes
@@ -16,7 +18,7 @@ server: export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro screenshots compare verify server deploy worker test test-quick soak services check audit format bench lock clean
+.PHONY: help setup run repro screenshots compare verify server deploy worker test test-quick soak fuzz services check audit format bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +59,12 @@ test-quick: $(TEST_READY) ## run the tests that take seconds
 soak: $(TEST_READY) ## kill everything 25 times, fan out 50 times, fuzz each reader 5,000 times (hours)
 	KILLS=25 FAN_OUTS=50 FUZZ=5000 pytest tests/flows/test_kills.py tests/faults
 
+fuzz: $(TEST_READY) ## look for bytes that crash a reader, guided by coverage; READERS="idx …" SECONDS=60
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install -qq atheris
+	for reader in $(READERS); do PYTHONPATH=$(VENV)/lib/python3.11/site-packages \
+		.venv-fuzz/bin/python -m tests.faults.coverage_guided $$reader $(SECONDS) || exit 1; done
+
 services: ## install what the tests of deployments use, from Debian's packages; needs root
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver postgresql
@@ -84,7 +92,7 @@ lock: ## pin and hash the dependencies anew (needs uv)
 	$(LOCK) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 
 clean: ## remove the environments and caches; results and DVC's cache stay
-	rm -rf $(VENV) .venv-bench .venv-audit .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .venv-audit .venv-fuzz .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
