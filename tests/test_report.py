@@ -106,6 +106,15 @@ def test_the_verdict_says_what_is_real() -> None:
     )
 
 
+def test_the_verdict_warns_of_a_variant_that_learnt_nothing() -> None:
+    """The metrics' warning, which evaluation gives where chance does as well, is told."""
+    chance, good = make_result("blind", 5, misread(5)), make_result("good", 1, misread(1))
+    chance.metrics["warning"] = "no better than chance with seed 0"
+    told = summarise([chance, good], compare_pairs([chance, good]))
+    assert told.endswith(". Warning: blind is no better than chance with seed 0.")
+    assert told.count("Warning") == 1
+
+
 def test_every_pair_is_compared_and_corrected_for_their_number() -> None:
     """Three variants are three pairs, with p-values by Holm."""
     results = [make_result(str(count), count, misread(count)) for count in (10, 16, 60)]

