@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import spread
-from benchmarks.processes import ROOT, run
+from benchmarks.processes import ROOT, run, stage_command
 from flows.params import set_params
 
 STAGES = ("download", "preprocess", "train", "evaluate", "footprint", "report", "compare")
@@ -38,9 +38,7 @@ def start_up(rounds: int) -> dict[str, Any]:
 def orchestration(rounds: int) -> dict[str, Any]:
     """Return the seconds of one variant's graph: bare, by DVC, by the flow; in full and again."""
     ways = {
-        "bare stages": [
-            [sys.executable, "-m", f"pipeline.{stage}", *names] for stage, *names in BARE
-        ],
+        "bare stages": [stage_command(*names) for names in BARE],
         "dvc repro": [["dvc", "repro", "-q", f"report@{DATASET}"]],
         "flow": [[sys.executable, "-m", "flows.reproduce", f"report@{DATASET}"]],
     }

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,13 @@ class Usage(NamedTuple):
     seconds: float
     peak_memory_mb: float
     output: str
+
+
+def stage_command(stage: str, dataset: str = "", variant: str = "") -> list[str]:
+    """Return the command of a stage, as dvc.yaml has it."""
+    by_dataset = ["--dataset", dataset] if dataset else []
+    by_variant = ["--variant", variant] if variant else []
+    return [sys.executable, "-m", f"pipeline.{stage}", *by_dataset, *by_variant]
 
 
 def run(

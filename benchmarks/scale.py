@@ -3,7 +3,6 @@
 Real stages, run one after another on random images; only the training is kept short.
 """
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from benchmarks.processes import ROOT, run
+from benchmarks.processes import ROOT, run, stage_command
 from pipeline import idx
 
 STAGES = ("preprocess", "train", "evaluate", "footprint", "report")
@@ -44,8 +43,8 @@ def measure(images: int) -> Iterator[dict[str, Any]]:
         folder = Path(name)
         write_project(folder, images)
         for stage in STAGES:
-            variant = [] if stage in ("preprocess", "report") else [VARIANT]
-            command = [sys.executable, "-m", f"pipeline.{stage}", "digits", *variant]
+            variant = "" if stage in ("preprocess", "report") else VARIANT
+            command = stage_command(stage, "digits", variant)
             usage = run(command, folder, {"PYTHONPATH": str(ROOT)})
             if stage in MEASURED:
                 yield {

@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
+from benchmarks.processes import stage_command
 from pipeline import idx, paths
 from pipeline.data import Split
 from pipeline.files import sha256
@@ -126,14 +127,6 @@ def make_repository(root: Path, change: Callable[[Any], None]) -> Path:
     shutil.copy(ROOT / ".dvc/config", root / ".dvc/config")
     shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
     return root
-
-
-def stage_command(stage: str, *names: str) -> list[str]:
-    """Return the command of a stage, of a data set and a variant, as in dvc.yaml."""
-    options = [
-        part for pair in zip(("--dataset", "--variant"), names, strict=False) for part in pair
-    ]
-    return [sys.executable, "-m", f"pipeline.{stage}", *options]
 
 
 def run_stage(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

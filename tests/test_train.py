@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks.processes import stage_command
 from pipeline import download, model, paths, preprocess, train
 from pipeline.checkpoint import Checkpoints, Interval
 from pipeline.errors import TrainingError
@@ -23,7 +24,6 @@ from tests.conftest import (
     make_images,
     no_parts,
     run_stage,
-    stage_command,
 )
 
 RESULTS = (

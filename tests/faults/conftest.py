@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment, stage_command
+from benchmarks.processes import stage_command
+from tests.conftest import environment
 
 STAGES = ("download", "preprocess", "train", "evaluate", "footprint", "report")
 DATASET, VARIANT = "tiny", "tiny_conv"
