@@ -40,7 +40,7 @@ from flows.server import explain
 from flows.slots import hold_workspace
 from flows.stages import Reproduction, run_stages
 from flows.terminal import Terminal
-from flows.verify import remove_damaged
+from flows.verify import remove_damaged, remove_half_written_lock
 from pipeline.progress import duration
 
 
@@ -83,6 +83,7 @@ def reproduce(
     root = Path.cwd()
     begin = time.monotonic()
     with hold_workspace(root), Terminal() as terminal:
+        remove_half_written_lock(root)
         if runtime.flow_run.run_count <= 1:  # a retry finds what the first try wrote
             require_recordable(root, record, pull=pull, push=push)
         set_params(root, params or [])

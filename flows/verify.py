@@ -1,6 +1,8 @@
-"""Find damaged objects in DVC's cache: DVC restores what is read-only there without looking at it.
+"""Find what is damaged in DVC's own files, and remove it.
 
-``python -m flows.verify`` looks at all that dvc.lock names; a flow, at what it may restore.
+DVC restores a read-only object of its cache without looking at it; and killed while it wrote its
+list of running commands, it refuses all. ``python -m flows.verify`` looks at every object that
+dvc.lock names, a flow at those that it may restore.
 """
 
 import hashlib
@@ -9,6 +11,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dvc.lock import LockError, make_lock
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
 from flows.errors import FlowError
 from flows.graph import reading
@@ -51,6 +56,35 @@ def remove_damaged(root: Path, *, only_missing: bool = False) -> list[str]:
     return damaged
 
 
+def remove_half_written_lock(root: Path) -> bool:
+    """Remove DVC's list of running commands if DVC was killed while it wrote it.
+
+    Nothing is lost with it: it says only what is being read and written now.
+
+    Parameters
+    ----------
+    root : Path
+        The DVC repository.
+
+    Returns
+    -------
+    bool
+        Whether it was removed.
+    """
+    folder = root / ".dvc/tmp"
+    try:
+        # Whoever writes it holds this lock.
+        with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder)):
+            try:
+                json.loads((folder / RWLOCK_FILE).read_bytes())
+            except ValueError:
+                (folder / RWLOCK_FILE).unlink()
+                return True
+    except (OSError, LockError):  # there is none, or it is being written
+        pass
+    return False
+
+
 def _objects(out: "Output") -> Iterator[Path]:
     """Yield the cached files of an output that are there; of a folder, its list first."""
     first = Path(out.cache.oid_to_path(out.hash_info.value))
@@ -72,6 +106,8 @@ def _is_whole(path: Path) -> bool:
 
 def main() -> int:
     """Remove what is damaged, and name the outputs; return 1 if there were any."""
+    if remove_half_written_lock(Path.cwd()):
+        print("DVC's list of running commands was half-written, and is removed")
     try:
         damaged = remove_damaged(Path.cwd())
     except FlowError as error:

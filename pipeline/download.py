@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -145,7 +145,8 @@ def fetch(file: RemoteFile, mirrors: list[str], target: Path) -> str:
                 part.replace(target)
                 return mirror
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise cannot_write(target, error) from error
     raise DownloadError("; ".join(reasons) or "no mirror is listed")
 

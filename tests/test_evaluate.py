@@ -212,21 +212,21 @@ LIMIT_MB = 700  # of address space over the loaded model: less than all at once 
 @pytest.mark.slow
 def test_under_an_address_space_limit_the_counts_are_the_same(tmp_path: Path) -> None:
     """Where a hard limit makes the full-set pass fail, evaluation ends with the same counts."""
-    chunks.write_random_split(tmp_path, 10_000)
+    chunks.write_random_split(tmp_path, 4_000)
     measure = partial(chunks.measure_apart, "alexnet_dropout", tmp_path)
     with pytest.raises(RuntimeError):
         measure(plain=True, limit_mb=LIMIT_MB)
     free, limited = measure(), measure(limit_mb=LIMIT_MB)
-    halved = measure(10_000, limit_mb=LIMIT_MB)
+    halved = measure(4_000, limit_mb=LIMIT_MB)
     assert free["errors"] == limited["errors"] == halved["errors"]
     assert limited["backoffs"] == 0 < halved["backoffs"]
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_test_set(tmp_path: Path) -> None:
-    """4,000 and 40,000 images stay within the budget, and within 20 MB of each other."""
+    """2,000 and 20,000 images stay within the budget, and within 20 MB of each other."""
     peaks = []
-    for images in (4_000, 40_000):
+    for images in (2_000, 20_000):
         chunks.write_random_split(tmp_path / str(images), images)
         figures = chunks.measure_apart("alexnet_dropout", tmp_path / str(images))
         peaks.append(figures["peak_memory_mb"])

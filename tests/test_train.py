@@ -225,7 +225,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bytes(prepared: Path) -> 
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     folder = paths.checkpoints("tiny", "tiny_conv")
-    while not list(folder.rglob("seed_1/step_000000040-*")):
+    while not list(folder.rglob("seed_1/step_000000040-*.safetensors")):
         assert process.poll() is None
         time.sleep(0.001)
     process.kill()

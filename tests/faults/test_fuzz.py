@@ -51,10 +51,10 @@ def peak_mb() -> float:
 
 
 def try_reader(reader: Reader, folder: Path, content: bytes) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()  # a busy machine is not the reader's fault
     with contextlib.suppress(PipelineError):
         reader(folder, content)
-    assert time.monotonic() - begin < LONGEST_S
+    assert time.process_time() - begin < LONGEST_S
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.verify import remove_damaged
+import pytest
+
+from flows.verify import remove_damaged, remove_half_written_lock
 from tests.flows.conftest import CLEAN, Stages, dvc_status, fan_out, run
 
 
@@ -39,3 +41,19 @@ def test_what_is_in_the_workspace_need_not_be_looked_at(
     assert remove_damaged(root, only_missing=True) == []
     (root / "join.txt").unlink()
     assert remove_damaged(root, only_missing=True) == ["join.txt"]
+
+
+@pytest.mark.parametrize("content", ["", '{"write": {'])
+def test_a_half_written_list_of_running_commands_is_removed(
+    make_repository: Callable[[Stages], Path], content: str
+) -> None:
+    """DVC, killed while it wrote it, would refuse every command ever after."""
+    root = make_repository(fan_out(2))
+    assert not remove_half_written_lock(root)  # there is none yet
+    assert run("dvc", "repro", cwd=root).returncode == 0
+    assert not remove_half_written_lock(root)
+    lock = root / ".dvc/tmp/rwlock"
+    lock.write_text(content)
+    assert "JSON structure is corrupted" in run("dvc", "repro", cwd=root).stderr
+    assert remove_half_written_lock(root)
+    assert run("dvc", "repro", cwd=root).returncode == 0
