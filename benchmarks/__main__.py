@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import chunks, levers, machine, overhead, scale, tables, throughput
+from benchmarks import chunks, kernels, levers, machine, overhead, scale, tables, throughput
 from benchmarks.processes import ROOT
 from pipeline.device import find_device
 from pipeline.files import write_json
@@ -30,6 +30,14 @@ def measure_throughput(flags: argparse.Namespace) -> dict[str, Any]:
 def measure_levers(flags: argparse.Namespace) -> dict[str, Any]:
     """Let this project train with each measure for speed taken away."""
     return _in_turns(levers.ENTRIES, ("train",), flags.rounds)
+
+
+def measure_kernels(_: argparse.Namespace) -> dict[str, Any]:
+    """Profile this project's training and inference."""
+    return {
+        variant: {task: kernels.measure(variant, task) for task in throughput.TASKS}
+        for variant in VARIANTS
+    }
 
 
 def _in_turns(
@@ -91,6 +99,7 @@ def measure_overhead(flags: argparse.Namespace) -> dict[str, Any]:
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "throughput": measure_throughput,
     "levers": measure_levers,
+    "kernels": measure_kernels,
     "chunks": measure_chunks,
     "scale": measure_scale,
     "overhead": measure_overhead,

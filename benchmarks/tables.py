@@ -9,6 +9,7 @@ from pipeline.files import write_text
 from pipeline.render import markdown_table
 
 OURS = "this project"
+SMALLEST_SHARE = 0.01
 MARK = re.compile(r"<!-- (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -80,6 +81,24 @@ def throughput(figures: Mapping[str, Any]) -> str:
     return "\n\n".join(sections)
 
 
+def kernels(figures: Mapping[str, Any]) -> str:
+    """Return the largest shares of the time, by kind of kernel."""
+    rows = [
+        [
+            f"`{variant}`",
+            {"train": "training", "infer": "inference"}[task],
+            ", ".join(
+                f"{kind.removeprefix('_')} {share:.1%}"
+                for kind, share in shares.items()
+                if share >= SMALLEST_SHARE
+            ),
+        ]
+        for variant, tasks in figures.items()
+        for task, shares in tasks.items()
+    ]
+    return _table(["", "", f"kernels with {SMALLEST_SHARE:.0%} or more of the time"], rows)
+
+
 def chunks(figures: Mapping[str, Any]) -> str:
     """Return speed and memory by the size of the chunk, and by the size of the test set."""
 
@@ -139,6 +158,7 @@ def overhead(figures: Mapping[str, Any]) -> str:
 TABLES: dict[str, Callable[[Any], str]] = {
     "throughput": throughput,
     "levers": throughput,
+    "kernels": kernels,
     "chunks": chunks,
     "scale": scale,
     "overhead": overhead,

@@ -138,14 +138,8 @@ def read_variant(name: str) -> tuple[Variant, model.Description]:
     )
 
 
-def measure(name: str, task: str, entries: Sequence[Entry], rounds: int) -> dict[str, Measured]:
-    """Let contenders take turns with a variant.
-
-    Raises
-    ------
-    RuntimeError
-        If one of them fails, or has other parameters than the variant.
-    """
+def request_for(name: str, task: str) -> tuple[dict[str, Any], model.Description]:
+    """Return what a contender is asked for, and the variant's network."""
     row, description = read_variant(name)
     request = {
         "task": task,
@@ -156,6 +150,18 @@ def measure(name: str, task: str, entries: Sequence[Entry], rounds: int) -> dict
         "batch_size": row.batch_size,
         "memory_budget_mb": Params().get("evaluate.memory_budget_mb", float),
     }
+    return request, description
+
+
+def measure(name: str, task: str, entries: Sequence[Entry], rounds: int) -> dict[str, Measured]:
+    """Let contenders take turns with a variant.
+
+    Raises
+    ------
+    RuntimeError
+        If one of them fails, or has other parameters than the variant.
+    """
+    request, description = request_for(name, task)
     with ExitStack() as stack:
         workers = {}
         for entry in entries:
