@@ -9,7 +9,17 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import chunks, kernels, levers, machine, overhead, scale, tables, throughput
+from benchmarks import (
+    checkpoints,
+    chunks,
+    kernels,
+    levers,
+    machine,
+    overhead,
+    scale,
+    tables,
+    throughput,
+)
 from benchmarks.processes import ROOT
 from pipeline.device import find_device
 from pipeline.files import write_json
@@ -96,6 +106,11 @@ def measure_overhead(flags: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_checkpoints(_: argparse.Namespace) -> dict[str, Any]:
+    """Train on the small data set, and time what is saved."""
+    return {variant: checkpoints.measure(variant) for variant in VARIANTS}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "throughput": measure_throughput,
     "levers": measure_levers,
@@ -103,6 +118,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "chunks": measure_chunks,
     "scale": measure_scale,
     "overhead": measure_overhead,
+    "checkpoints": measure_checkpoints,
 }
 
 

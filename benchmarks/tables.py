@@ -155,6 +155,21 @@ def overhead(figures: Mapping[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
+def checkpoints(figures: Mapping[str, Any]) -> str:
+    """Return the share of checkpoints in the time of training."""
+    rows = [
+        [
+            f"`{variant}`",
+            f"{each['seconds']:,.1f} s",
+            str(each["saves"]),
+            f"{each['saving_seconds']:.2f} s",
+            f"{each['share']:.2%}",
+        ]
+        for variant, each in figures.items()
+    ]
+    return _table(["", "training", "checkpoints", "they took", "share"], rows)
+
+
 TABLES: dict[str, Callable[[Any], str]] = {
     "throughput": throughput,
     "levers": throughput,
@@ -162,4 +177,5 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "chunks": chunks,
     "scale": scale,
     "overhead": overhead,
+    "checkpoints": checkpoints,
 }

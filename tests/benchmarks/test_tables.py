@@ -48,3 +48,11 @@ def test_only_what_was_measured_is_replaced(tmp_path: Path) -> None:
     assert "| report | 10,000 | 2.0 s | 200.0 µs | 150 MB |" in text
     assert text.endswith("<!-- end -->\nB\n<!-- chunks -->\nkept\n<!-- end -->\n")
     assert "old" not in text
+
+
+def test_the_share_of_checkpoints_is_told() -> None:
+    """A row for each variant, with the share as a percentage."""
+    figures = {"net": {"seconds": 100.0, "saves": 2, "saving_seconds": 1.0, "share": 0.01}}
+    assert tables.checkpoints(figures).splitlines()[-1] == (
+        "| `net` | 100.0 s | 2 | 1.00 s | 1.00% |"
+    )
