@@ -60,6 +60,8 @@ def begin(project: Path, code: Path | None = None) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
         [sys.executable, "-c", STAGE], cwd=project, env={**os.environ, "PYTHONPATH": str(code or project)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that starts the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (project / "begun").exists():
