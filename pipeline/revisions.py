@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -272,7 +273,8 @@ def parse_predictions(name: str, text: str) -> pd.DataFrame:
         If the text is no such table.
     """
     try:
-        table = pd.read_csv(io.StringIO(text), dtype=COLUMNS)
+        with np.errstate(invalid="ignore"):  # pandas refuses itself what is no whole number
+            table = pd.read_csv(io.StringIO(text), dtype=COLUMNS)
         if "seed" not in table:  # as it was before a variant could have several
             table["seed"] = 0
         if table.empty:

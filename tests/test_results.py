@@ -19,7 +19,16 @@ def test_what_the_stages_wrote_is_read(project: Path) -> None:
         assert getattr(read, name).equals(getattr(written, name)), name
 
 
-@pytest.mark.parametrize("content", ["", "index,label\n1,2\n", "a\n\x00", "index,label,prediction"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "index,label\n1,2\n",
+        "a\n\x00",
+        "index,label,prediction",
+        "seed,index,label,prediction,confidence\n0,9e99,1,1,0.9\n",
+    ],
+)
 def test_damaged_predictions_are_refused(project: Path, content: str) -> None:
     """Predictions that are no such table are refused by name."""
     write_result(make_result("tiny_conv", 3))
