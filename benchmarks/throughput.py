@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -173,10 +174,12 @@ def measure(name: str, task: str, entries: Sequence[Entry], rounds: int) -> dict
                 )
         speeds: dict[str, list[float]] = {key: [] for key in workers}
         products: dict[str, list[float]] = {key: [] for key in workers}
+        order = deque(workers)
         for number in range(rounds):
-            for key, worker in workers.items():
-                products[key].append(worker.take_turn("multiply", MULTIPLY_SECONDS) / 1e9)
-                speeds[key].append(worker.take_turn("work", TURN_SECONDS))
+            for key in order:
+                products[key].append(workers[key].take_turn("multiply", MULTIPLY_SECONDS) / 1e9)
+                speeds[key].append(workers[key].take_turn("work", TURN_SECONDS))
+            order.rotate(-1)  # nobody is always the first
             turn = ", ".join(f"{key} {values[-1]:,.0f}" for key, values in speeds.items())
             print(f"{name}, {task}, {number + 1} of {rounds}, images/s: {turn}", flush=True)
         return {
