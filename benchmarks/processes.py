@@ -1,9 +1,9 @@
 """Run a command, and tell how long it took and how much memory it held."""
 
+import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pipeline.memory import MB
 
 ROOT = Path(__file__).parent.parent
+WATCH = Path(__file__).parent / "watch.py"
 
 
 class Usage(NamedTuple):
@@ -38,19 +39,17 @@ def run(
     RuntimeError
         If it fails, with what it wrote.
     """
-    begin = time.perf_counter()
-    with subprocess.Popen(  # noqa: S603 - callers give fixed commands
-        command,
+    done = subprocess.run(  # noqa: S603 - callers give fixed commands
+        [sys.executable, "-I", "-S", str(WATCH), *command],
         cwd=folder,
         env=os.environ | dict(environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    ) as process:
-        output = process.stdout.read() if process.stdout else ""
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - begin
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output}")
-    return Usage(seconds, usage.ru_maxrss * 1024 / MB, output)
+        check=False,
+    )
+    output, _, last = done.stdout.rstrip("\n").rpartition("\n")
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{output}")
+    seconds, peak_bytes = json.loads(last)
+    return Usage(seconds, peak_bytes / MB, output)
