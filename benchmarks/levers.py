@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from benchmarks.contender import serve
 from benchmarks.ours import make
-from benchmarks.throughput import Entry
+from benchmarks.throughput import Entry, read_variant
 from pipeline import learner, model
 from pipeline.variants import PlacedLayer
 
@@ -55,7 +55,7 @@ def _activation_before_pool() -> None:
     model._activations = activations
 
 
-# What is taken away, and how. The first one is an environment variable, see `ENTRIES`.
+# What is taken away, and how. The first one is an environment variable, see `entries`.
 TAKEN_AWAY: dict[str, Callable[[], None]] = {
     "": lambda: None,
     "oneDNN": lambda: None,
@@ -65,14 +65,20 @@ TAKEN_AWAY: dict[str, Callable[[], None]] = {
     "pooling before ReLU": _activation_before_pool,
 }
 
-ENTRIES = [
-    Entry(
-        f"without {name}" if name else "this project",
-        [sys.executable, "-m", "benchmarks.levers", name],
-        {"TF_ENABLE_ONEDNN_OPTS": "0" if name == "oneDNN" else "1"},
-    )
-    for name in TAKEN_AWAY
-]
+
+def entries(variant: str) -> list[Entry]:
+    """Return a contender for each measure that the variant's layers make use of."""
+    row, _ = read_variant(variant)
+    has_lrn = any(layer.type == "lrn" for layer in row.layers)
+    return [
+        Entry(
+            f"without {name}" if name else "this project",
+            [sys.executable, "-m", "benchmarks.levers", name],
+            {"TF_ENABLE_ONEDNN_OPTS": "0" if name == "oneDNN" else "1"},
+        )
+        for name in TAKEN_AWAY
+        if has_lrn or not name.startswith("LRN")
+    ]
 
 
 if __name__ == "__main__":
