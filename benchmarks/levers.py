@@ -8,7 +8,6 @@ import pipeline  # noqa: F401 - before TensorFlow, which reads its settings
 # isort: split
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -17,7 +16,6 @@ from benchmarks.contender import serve
 from benchmarks.ours import make
 from benchmarks.throughput import Entry, read_variant
 from pipeline import learner, model
-from pipeline.variants import PlacedLayer
 
 
 class KerasAdam:
@@ -48,13 +46,6 @@ def _tensorflows_lrn() -> None:
     model.LocalResponseNormalization.call = call  # type: ignore[method-assign]
 
 
-def _activation_before_pool() -> None:
-    def activations(placed: Sequence[PlacedLayer]) -> list[Any]:
-        return [getattr(place.layer, "activation", "linear") for place in placed]
-
-    model._activations = activations
-
-
 # What is taken away, and how. The first one is an environment variable, see `entries`.
 TAKEN_AWAY: dict[str, Callable[[], None]] = {
     "": lambda: None,
@@ -62,7 +53,6 @@ TAKEN_AWAY: dict[str, Callable[[], None]] = {
     "the fused Adam": _keras_adam,
     "LRN as a band product": _tensorflows_lrn,
     "LRN's power by square roots": _power_function,
-    "pooling before ReLU": _activation_before_pool,
 }
 
 

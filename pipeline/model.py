@@ -6,10 +6,8 @@ image shape and the classes, as JSON. Reading one runs no code from it.
 
 import json
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +22,6 @@ from pipeline.errors import ModelError
 from pipeline.files import whole_file
 from pipeline.params import Section
 from pipeline.variants import (
-    Activation,
     Conv,
     Dense,
     Dropout,
@@ -158,37 +155,20 @@ def build(description: Description, *, seed: int = 0, precision: str = "float32"
     x = keras.layers.Rescaling(1 / PIXEL_MAX, name="scale", dtype=policy)(inputs)
     if side := description.network.input_size:
         x = keras.layers.Resizing(side, side, name="resize", dtype=policy)(x)
-    for place, activation, layer_seed in zip(placed, _activations(placed), seeds, strict=True):
+    for place, layer_seed in zip(placed, seeds, strict=True):
         layer, name = place.layer, place.name
-        if isinstance(layer, Conv | Dense):
-            if isinstance(layer, Dense) and len(x.shape) > 2:
-                x = keras.layers.Flatten(name=f"flatten_{name}", dtype=policy)(x)
-            weights = {
-                "kernel_initializer": _initializer(description.network.initializer, layer_seed),
-                "activation": activation,
-                "dtype": "float32" if place is placed[-1] else policy,
-            }
-            x = _weight_layer(layer)(name=name, **weights)(x)
+        if not isinstance(layer, Conv | Dense):
+            x = _plain_layer(layer, layer_seed)(name=name, dtype=policy)(x)
             continue
-        x = _plain_layer(layer, layer_seed)(name=name, dtype=policy)(x)
-        if activation != "linear":
-            x = keras.layers.Activation(activation, name=f"{name}_{activation}", dtype=policy)(x)
+        if isinstance(layer, Dense) and len(x.shape) > 2:
+            x = keras.layers.Flatten(name=f"flatten_{name}", dtype=policy)(x)
+        x = _weight_layer(layer)(
+            name=name,
+            activation=layer.activation,
+            kernel_initializer=_initializer(description.network.initializer, layer_seed),
+            dtype="float32" if place is placed[-1] else policy,
+        )(x)
     return keras.Model(inputs, x, name=description.variant)
-
-
-def _activations(placed: Sequence[PlacedLayer]) -> list[Activation]:
-    """Return the activation behind each layer; one before a maximum pool is moved behind it.
-
-    Activations rise, so they commute with the maximum, and behind the pool there are fewer.
-    """
-    activations: list[Activation] = [
-        place.layer.activation if isinstance(place.layer, Conv | Dense) else "linear"
-        for place in placed
-    ]
-    for index, (place, follower) in enumerate(pairwise(placed)):
-        if isinstance(place.layer, Conv) and follower.layer.type == "max_pool":
-            activations[index : index + 2] = reversed(activations[index : index + 2])
-    return activations
 
 
 def _weight_layer(layer: Conv | Dense) -> partial[keras.layers.Layer]:

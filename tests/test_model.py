@@ -54,8 +54,8 @@ def test_a_model_takes_bytes_and_gives_float32_logits(images: np.ndarray) -> Non
         assert logits.dtype == tf.float32
 
 
-def test_pooling_before_the_activation_changes_nothing(images: np.ndarray) -> None:
-    """A network whose maximum pools come before the activation computes the same function."""
+def test_a_network_computes_what_its_rows_say(images: np.ndarray) -> None:
+    """Convolution, bias and ReLU, then the pool: the rows of the table, one after another."""
     built = model.build(described("alexnet_dropout"))
     x = tf.cast(images, tf.float32) / 255
     for layer in described("alexnet_dropout").place_layers():
