@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from pipeline import charts, render
 from pipeline.errors import DataError, OutputError
 from pipeline.files import write_text
+from pipeline.predictions import Predictions
 from pipeline.render import markdown_table, points, some
 from pipeline.revisions import WORKSPACE, Key, Measured, Revisions
 from pipeline.statistics import (
@@ -121,18 +121,17 @@ def compare(key: Key, names: tuple[str, str], before: Measured, after: Measured)
 
 
 def why_unpaired(
-    names: tuple[str, str], first: pd.DataFrame | None, second: pd.DataFrame | None
+    names: tuple[str, str], first: Predictions | None, second: Predictions | None
 ) -> str:
-    """Return why two tables of predictions are not of the same images; empty if they are."""
+    """Return why two revisions' predictions are not of the same images; empty if they are."""
     if first is None or second is None:
         pairs = zip(names, (first, second), strict=True)
         lacking = [name for name, table in pairs if table is None]
         return f"no predictions of {' and '.join(lacking)} in DVC's cache or remote"
-    images = [table[table["seed"] == table["seed"].iloc[0]] for table in (first, second)]
-    if len(images[0]) != len(images[1]):
-        return f"{names[0]} has {len(images[0]):,} test images, {names[1]} has {len(images[1]):,}"
-    labels = [table[["index", "label"]].to_numpy() for table in images]
-    return "" if np.array_equal(*labels) else "the test images have other labels"
+    images = [each.test_images for each in (first, second)]
+    if images[0] != images[1]:
+        return f"{names[0]} has {images[0]:,} test images, {names[1]} has {images[1]:,}"
+    return "" if first.test_set == second.test_set else "the test images have other labels"
 
 
 def changed_inputs(before: dict[str, Any], after: dict[str, Any]) -> Iterable[str]:

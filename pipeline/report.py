@@ -145,23 +145,6 @@ def pair_rows(pairs: Sequence[Pair]) -> list[list[str]]:
     ]
 
 
-def confusion_matrix(predictions: pd.DataFrame, classes: int) -> NDArray[np.int64]:
-    """Return counts of shape (classes, classes), labels down and predictions across.
-
-    With several seeds each image counts once for each.
-    """
-    counts = pd.crosstab(predictions["label"], predictions["prediction"])
-    counts = counts.reindex(index=range(classes), columns=range(classes), fill_value=0)
-    return counts.to_numpy(np.int64)
-
-
-def surest_mistakes(predictions: pd.DataFrame, shown: int) -> pd.DataFrame:
-    """Return the wrong predictions with the highest confidence, each image once."""
-    wrong = predictions[predictions["label"] != predictions["prediction"]]
-    wrong = wrong.sort_values(["confidence", "index"], ascending=[False, True])
-    return wrong.drop_duplicates("index").head(shown)
-
-
 def write_markdown(
     dataset: str,
     results: Sequence[Result],
@@ -189,11 +172,11 @@ def write_markdown(
         lines += [PAIR_NOTES, ""]
     for result in results:
         lines += [f"## {result.variant}", "", "Labels down, predictions across:", ""]
-        matrix = confusion_matrix(result.predictions, classes)
+        matrix = result.predictions.confusion_matrix(classes)
         rows = [[f"**{label}**", *row] for label, row in enumerate(matrix)]
         lines += [*render.markdown_table(["label", *map(str, range(classes))], rows), ""]
         if result.metrics["errors"]:
-            mistakes = surest_mistakes(result.predictions, settings.surest_mistakes)
+            mistakes = result.predictions.surest_mistakes(settings.surest_mistakes)
             rows = [
                 [row["index"], row["label"], row["prediction"], percent(row["confidence"])]
                 for row in mistakes.to_dict("records")
@@ -256,7 +239,7 @@ def write_page(
         ]
         return pd.concat(tables, ignore_index=True)
 
-    matrices = {each.variant: confusion_matrix(each.predictions, classes) for each in ordered}
+    matrices = {each.variant: each.predictions.confusion_matrix(classes) for each in ordered}
     first = matrices[names[0]]
     return render.page(
         "report.html",
@@ -359,7 +342,7 @@ def _pictures(result: Result, shown: int, test: SplitReader) -> list[dict[str, A
             "prediction": row["prediction"],
             "confidence": percent(row["confidence"]),
         }
-        for row in surest_mistakes(result.predictions, shown).to_dict("records")
+        for row in result.predictions.surest_mistakes(shown).to_dict("records")
     ]
 
 

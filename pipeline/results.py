@@ -5,17 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from pipeline import paths
+from pipeline import paths, predictions
 from pipeline.errors import DataError
+from pipeline.predictions import Predictions
 
 COLUMNS = {
-    "predictions": {
-        "seed": "int64", "index": "int64", "label": "int64", "prediction": "int64",
-        "confidence": "float64",
-    },
     "curve": {"seed": "int64", "epoch": "float64", "loss": "float64", "accuracy": "float64"},
     "reliability": {
         "seed": "int64", "confidence": "float64", "accuracy": "float64", "images": "int64",
@@ -33,8 +29,7 @@ class Result:
     variant : str
     training, metrics : dict
         As the stages wrote them.
-    predictions : DataFrame
-        A row for each seed and test image: seed, index, label, prediction, confidence.
+    predictions : Predictions
     training_curve, validation_curve : DataFrame
         seed, epoch, loss, accuracy.
     reliability : DataFrame
@@ -46,7 +41,7 @@ class Result:
     variant: str
     training: dict[str, Any]
     metrics: dict[str, Any]
-    predictions: pd.DataFrame
+    predictions: Predictions
     training_curve: pd.DataFrame
     validation_curve: pd.DataFrame
     reliability: pd.DataFrame
@@ -70,7 +65,7 @@ def read_result(dataset: str, variant: str) -> Result:
         variant,
         read_json(paths.training(dataset, variant)),
         read_json(paths.metrics(dataset, variant)),
-        read_table(paths.predictions(dataset, variant), "predictions"),
+        read_predictions(paths.predictions(dataset, variant)),
         read_table(paths.history(dataset, variant, "train"), "curve"),
         read_table(paths.history(dataset, variant, "validation"), "curve"),
         read_table(paths.reliability(dataset, variant), "reliability"),
@@ -104,8 +99,21 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
         If it is missing or damaged.
     """
     try:
-        with np.errstate(invalid="ignore"):  # pandas refuses itself what is no whole number
-            return pd.read_csv(path, dtype=COLUMNS[kind])[list(COLUMNS[kind])]
+        return pd.read_csv(path, dtype=COLUMNS[kind])[list(COLUMNS[kind])]
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a variant's predictions.
+
+    Raises
+    ------
+    DataError
+        If they are missing or damaged.
+    """
+    try:
+        return predictions.read(path)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(path, error) from error
 

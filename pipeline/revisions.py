@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
@@ -22,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline import paths
+from pipeline import paths, predictions
 from pipeline.errors import DataError
+from pipeline.predictions import Predictions
 
 # The parser in C, which DVC uses too, crashes on what is nested some 20,000 deep.
 DEEPEST = 5_000
@@ -33,7 +32,6 @@ WORKSPACE = "workspace"
 LOCK = Path("dvc.lock")
 MD5 = re.compile(r"[0-9a-f]{32}")
 EVALUATION = re.compile(r"evaluate@(?P<dataset>[a-z0-9_]+)-(?P<variant>[a-z0-9_]+)")
-COLUMNS = {"seed": "int64", "index": "int64", "label": "int64", "prediction": "int64"}
 
 Key = tuple[str, str]  # data set, variant
 
@@ -46,9 +44,8 @@ class Measured:
     ----------
     metrics : dict
         As the evaluation wrote them.
-    predictions : DataFrame or None
-        A row for each seed and test image: seed, index, label, prediction; None if they cannot be
-        had.
+    predictions : Predictions or None
+        None if they cannot be had.
     digest : str or None
         The hash of the predictions that dvc.lock has; None where the file itself is there.
     inputs : dict
@@ -56,7 +53,7 @@ class Measured:
     """
 
     metrics: dict[str, Any]
-    predictions: pd.DataFrame | None
+    predictions: Predictions | None
     digest: str | None
     inputs: dict[str, Any]
 
@@ -98,7 +95,7 @@ class Revisions:
         except DvcException as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{root}: is not a DVC repository ({reason})") from error
-        self.tables: dict[str, pd.DataFrame | None] = {}
+        self.tables: dict[str, Predictions | None] = {}
 
     def read(self, name: str) -> dict[Key, Measured]:
         """Return what a revision measured, by data set and variant.
@@ -186,7 +183,7 @@ class Revisions:
 
     def _predictions(
         self, name: str, revision: str | None, md5: str | None, path: Path
-    ) -> pd.DataFrame | None:
+    ) -> Predictions | None:
         if revision is None:
             text = self._text(None, path)
             return None if text is None else parse_predictions(name, text)
@@ -264,8 +261,8 @@ def digest_of(lock: dict[str, Any], path: Path) -> str | None:
     return hashes[0] if hashes and MD5.fullmatch(str(hashes[0])) else None
 
 
-def parse_predictions(name: str, text: str) -> pd.DataFrame:
-    """Return a revision's predictions, a row for each seed and test image.
+def parse_predictions(name: str, text: str) -> Predictions:
+    """Return a revision's predictions.
 
     Raises
     ------
@@ -273,13 +270,7 @@ def parse_predictions(name: str, text: str) -> pd.DataFrame:
         If the text is no such table.
     """
     try:
-        with np.errstate(invalid="ignore"):  # pandas refuses itself what is no whole number
-            table = pd.read_csv(io.StringIO(text), dtype=COLUMNS)
-        if "seed" not in table:  # as it was before a variant could have several
-            table["seed"] = 0
-        if table.empty:
-            raise ValueError("there is no row")
-        return table[list(COLUMNS)]
+        return predictions.read(io.StringIO(text))
     except (ValueError, KeyError) as error:
         raise DataError(f"{name}: predictions cannot be read ({_flat(error)})") from error
 

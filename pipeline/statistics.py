@@ -5,9 +5,8 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import pandas as pd
-
 from pipeline.metrics import Z_95, wilson_interval
+from pipeline.predictions import Predictions
 
 SIGNIFICANCE = 0.05
 
@@ -35,7 +34,7 @@ class Paired(NamedTuple):
     over_seeds: bool
 
 
-def compare_predictions(first: pd.DataFrame, second: pd.DataFrame) -> Paired:
+def compare_predictions(first: Predictions, second: Predictions) -> Paired:
     """Compare two classifiers by what they predicted for the same images.
 
     With several seeds on both sides it is the means over seeds that are compared, since one
@@ -43,24 +42,18 @@ def compare_predictions(first: pd.DataFrame, second: pd.DataFrame) -> Paired:
 
     Parameters
     ----------
-    first, second : DataFrame
-        A row for each seed and image: seed, index, label, prediction.
+    first, second : Predictions
+        Of the same test set.
     """
-    accuracies = []
-    rights = []
-    for table in (first, second):
-        right = (table["label"] == table["prediction"]).groupby(table["seed"], sort=False)
-        accuracies.append(right.mean().tolist())
-        rights.append(next(iter(right))[1].to_numpy())
-    images = first["index"].to_numpy()[: len(rights[0])]
-    fixed = images[~rights[0] & rights[1]].tolist()
-    broken = images[rights[0] & ~rights[1]].tolist()
+    accuracies = first.accuracies, second.accuracies
+    wrong = first.first_mistakes, second.first_mistakes
+    fixed, broken = sorted(wrong[0] - wrong[1]), sorted(wrong[1] - wrong[0])
     several = all(len(values) > 1 for values in accuracies)
     over_seeds = several and any(len(set(values)) > 1 for values in accuracies)
     difference = (
         seeds_difference(*accuracies)
         if over_seeds
-        else paired_difference(len(images), len(fixed), len(broken))
+        else paired_difference(first.test_images, len(fixed), len(broken))
     )
     return Paired(difference, fixed, broken, over_seeds)
 

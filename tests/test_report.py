@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import confusion_matrix, recall_score
+from sklearn.metrics import recall_score
 
 from pipeline import paths, report
 from pipeline.data import save_split
+from pipeline.predictions import collect
 from pipeline.report import compare_pairs, describe_commit, summarise
 from pipeline.results import Result
 from tests.browser import open_page
@@ -22,21 +23,13 @@ from tests.conftest import (
     no_parts,
     run_stage,
 )
+from tests.test_predictions import TABLE
 
-PREDICTIONS = pd.DataFrame(
-    {
-        "seed": 0,
-        "index": range(6),
-        "label": [0, 1, 2, 0, 1, 2],
-        "prediction": [0, 2, 2, 1, 1, 0],
-        "confidence": [0.9, 0.8, 0.7, 0.99, 0.6, 0.8],
-    }
-)
 SETTINGS = report.Report(surest_mistakes=2)
 
 
 def make_result(
-    variant: str, errors: float, predictions: pd.DataFrame = PREDICTIONS, seeds: int = 1
+    variant: str, errors: float, predictions: pd.DataFrame = TABLE, seeds: int = 1
 ) -> Result:
     curve = pd.DataFrame(
         {"seed": 0, "epoch": [1.0, 2.0], "loss": [0.5, 0.25], "accuracy": [0.75, 0.875]}
@@ -54,7 +47,7 @@ def make_result(
             "accuracy_high": 0.9, "nll": 0.12345, "ece": 0.01, **several,
             "evaluation": {"chunk_size": 7, "peak_memory_mb": 12.3, "images_per_second": 1000.0},
         },
-        predictions=predictions,
+        predictions=collect([predictions]),
         training_curve=curve,
         validation_curve=curve,
         reliability=pd.DataFrame(
@@ -131,21 +124,9 @@ def test_every_pair_is_compared_and_corrected_for_their_number() -> None:
     ]  # fmt: skip
 
 
-def test_the_confusion_matrix_is_scikit_learns() -> None:
-    """The confusion matrix is scikit-learn's, with classes that never occur."""
-    expected = confusion_matrix(PREDICTIONS["label"], PREDICTIONS["prediction"], labels=range(4))
-    np.testing.assert_array_equal(report.confusion_matrix(PREDICTIONS, 4), expected)
-
-
-def test_the_surest_mistakes_come_first() -> None:
-    """Mistakes are ordered by confidence, then by index, each image once, and cut off."""
-    twice = pd.concat([PREDICTIONS, PREDICTIONS.assign(seed=1)])
-    assert report.surest_mistakes(twice, 2)["index"].tolist() == [3, 1]
-
-
 def test_a_variant_without_mistakes_says_so() -> None:
     """A variant without mistakes has no table of them."""
-    right = PREDICTIONS.assign(prediction=PREDICTIONS["label"])
+    right = TABLE.assign(prediction=TABLE["label"])
     results = [make_result("perfect", 0, right)]
     text = report.write_markdown("tiny", results, [], 3, SETTINGS)
     assert "No mistake." in text
@@ -160,7 +141,7 @@ def write_result(result: Result) -> None:
     for path, content in (
         (paths.training("tiny", variant), json.dumps(result.training)),
         (paths.metrics("tiny", variant), json.dumps(result.metrics)),
-        (paths.predictions("tiny", variant), csv(result.predictions)),
+        (paths.predictions("tiny", variant), csv(TABLE)),
         (paths.history("tiny", variant, "train"), csv(result.training_curve)),
         (paths.history("tiny", variant, "validation"), csv(result.validation_curve)),
         (paths.reliability("tiny", variant), csv(result.reliability)),
@@ -213,7 +194,7 @@ def test_the_pages_recall_is_scikit_learns(evaluated: Path) -> None:
     report.main("tiny")
     rows = re.findall(r'<tr><th scope="row">\d</th><td style="--heat:0">2</td>.*?>([\d.]+)%</td>',
                       paths.page("tiny").read_text())  # fmt: skip
-    expected = recall_score(PREDICTIONS["label"], PREDICTIONS["prediction"], average=None)
+    expected = recall_score(TABLE["label"], TABLE["prediction"], average=None)
     assert [float(share) for share in rows] == pytest.approx(100 * expected, abs=0.005)
 
 

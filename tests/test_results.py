@@ -15,8 +15,10 @@ def test_what_the_stages_wrote_is_read(project: Path) -> None:
     read = read_result("tiny", "tiny_conv")
     assert read.metrics == written.metrics
     assert read.training == written.training
-    for name in ("predictions", "training_curve", "validation_curve", "reliability", "footprint"):
+    for name in ("training_curve", "validation_curve", "reliability", "footprint"):
         assert getattr(read, name).equals(getattr(written, name)), name
+    assert read.predictions.mistakes.equals(written.predictions.mistakes)
+    assert read.predictions.images == written.predictions.images
 
 
 @pytest.mark.parametrize(

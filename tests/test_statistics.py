@@ -8,6 +8,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
 from statsmodels.stats.weightstats import CompareMeans
 
+from pipeline.predictions import Predictions, collect
 from pipeline.statistics import (
     compare_predictions,
     holm,
@@ -86,7 +87,7 @@ def test_a_verdict_needs_evidence() -> None:
     assert verdict(-0.01, 0.05) == "no evidence of a difference"
 
 
-def predictions(*wrong: set[int], images: int = 200) -> pd.DataFrame:
+def predictions(*wrong: set[int], images: int = 200) -> Predictions:
     """Return what a classifier predicted, one set of misread images for each of its seeds."""
     tables = [
         pd.DataFrame(
@@ -95,11 +96,12 @@ def predictions(*wrong: set[int], images: int = 200) -> pd.DataFrame:
                 "index": range(images),
                 "label": 0,
                 "prediction": [int(image in misread) for image in range(images)],
+                "confidence": 0.9,
             }
         )
         for seed, misread in enumerate(wrong)
     ]
-    return pd.concat(tables, ignore_index=True)
+    return collect(tables)
 
 
 def test_one_seed_is_compared_image_by_image() -> None:

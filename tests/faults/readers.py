@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import idx, model
+from pipeline import idx, model, results
 from pipeline.checkpoint import Checkpoint, Checkpoints, Interval
 from pipeline.data import Split, SplitReader, save_split
 from pipeline.params import Params
-from pipeline.results import COLUMNS, read_json, read_table
+from pipeline.predictions import COLUMNS
+from pipeline.results import read_json
 from pipeline.revisions import (
     digest_of,
     inputs_of,
@@ -70,7 +71,7 @@ def read_checkpoint(folder: Path, content: bytes) -> object:
 
 def read_predictions(folder: Path, content: bytes) -> object:
     (folder / "predictions.csv").write_bytes(content)
-    read_table(folder / "predictions.csv", "predictions")
+    results.read_predictions(folder / "predictions.csv")
     return parse_predictions("HEAD", content.decode(errors="replace"))
 
 
@@ -98,7 +99,7 @@ def prepare(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
     checkpoints.save(Checkpoint(1, {"a": np.zeros(3)}, {"history": []}))
     saved = checkpoints.newest_path()
     assert saved is not None
-    predictions = ",".join(COLUMNS["predictions"]) + "\n0,0,1,1,0.9\n0,1,2,3,0.8\n"
+    predictions = ",".join(COLUMNS) + "\n0,0,1,1,0.9\n0,1,2,3,0.8\n"
     metrics = {"n": 10, "errors": 1, "accuracy": 0.9, "evaluation": {"chunk_size": 3}}
     promises = struct.pack(">4I", 0x803, 2**31, 2**16, 2**16)
     return {

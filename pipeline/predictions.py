@@ -1,0 +1,121 @@
+"""What a variant predicted for a test set, in memory that grows with its mistakes alone.
+
+The table that `pipeline.evaluate` wrote is read a block at a time; of what is right, counts remain.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+COLUMNS = {
+    "seed": "int64", "index": "int64", "label": "int64", "prediction": "int64",
+    "confidence": "float64",
+}  # fmt: skip
+ROWS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Counts over a test set, and the mistakes.
+
+    Attributes
+    ----------
+    images : dict of int to int
+        How many images were predicted with each seed, in the order of the table.
+    labels : Series
+        How many there were of each label, over all seeds.
+    mistakes : DataFrame
+        A row of `COLUMNS` for each wrong prediction.
+    test_set : str
+        A hash of the images' indices and labels, as the first seed has them.
+    """
+
+    images: dict[int, int]
+    labels: pd.Series
+    mistakes: pd.DataFrame
+    test_set: str
+
+    @property
+    def accuracies(self) -> list[float]:
+        """The accuracy with each seed."""
+        errors = self.mistakes["seed"].value_counts()
+        return [1 - int(errors.get(seed, 0)) / n for seed, n in self.images.items()]
+
+    @property
+    def test_images(self) -> int:
+        """How many images there are, as the first seed has them."""
+        return next(iter(self.images.values()))
+
+    @property
+    def first_mistakes(self) -> set[int]:
+        """The indices of the images that are wrong with the first seed."""
+        first = self.mistakes["seed"] == next(iter(self.images))
+        return set(self.mistakes["index"][first].tolist())
+
+    def confusion_matrix(self, classes: int) -> NDArray[np.int64]:
+        """Return counts of shape (classes, classes), labels down and predictions across.
+
+        With several seeds each image counts once for each.
+        """
+        every = range(classes)
+        matrix = pd.crosstab(self.mistakes["label"], self.mistakes["prediction"])
+        matrix = matrix.reindex(index=every, columns=every, fill_value=0)
+        right = self.labels - self.mistakes["label"].value_counts().reindex(
+            self.labels.index, fill_value=0
+        )
+        counts = matrix.to_numpy(np.int64)
+        return counts + np.diag(right.reindex(every, fill_value=0).to_numpy(np.int64))
+
+    def surest_mistakes(self, shown: int) -> pd.DataFrame:
+        """Return the wrong predictions with the highest confidence, each image once."""
+        wrong = self.mistakes.sort_values(["confidence", "index"], ascending=[False, True])
+        return wrong.drop_duplicates("index").head(shown)
+
+
+def read(table: Path | TextIO) -> Predictions:
+    """Read a table of predictions.
+
+    Raises
+    ------
+    OSError, KeyError, ValueError
+        If it is none, as pandas tells it.
+    """
+    with (
+        np.errstate(invalid="ignore"),  # pandas refuses itself what is no whole number
+        pd.read_csv(table, dtype=COLUMNS, chunksize=ROWS_AT_ONCE) as blocks,
+    ):
+        return collect(blocks)
+
+
+def collect(blocks: Iterable[pd.DataFrame]) -> Predictions:
+    """Return what blocks of a table hold.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a column is missing, or there is no row.
+    """
+    images: dict[int, int] = {}
+    labels = pd.Series(dtype="int64")
+    mistakes = []
+    test_set = hashlib.sha256()
+    for block in blocks:
+        if "seed" not in block:  # as it was before a variant could have several
+            block = block.assign(seed=0)
+        counts = block["seed"].value_counts(sort=False)
+        for seed, count in zip(counts.index.tolist(), counts.tolist(), strict=True):
+            images[seed] = images.get(seed, 0) + count
+        labels = labels.add(block["label"].value_counts(), fill_value=0).astype("int64")
+        mistakes.append(block.loc[block["label"] != block["prediction"], list(COLUMNS)])
+        if images:
+            of_first_seed = block["seed"] == next(iter(images))
+            test_set.update(block.loc[of_first_seed, ["index", "label"]].to_numpy().tobytes())
+    if not images:
+        raise ValueError("there is no row")
+    return Predictions(images, labels, pd.concat(mistakes, ignore_index=True), test_set.hexdigest())
