@@ -46,10 +46,10 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
+        check=True,
     )
     output, _, last = done.stdout.rstrip("\n").rpartition("\n")
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{output}")
-    seconds, peak_bytes = json.loads(last)
+    code, seconds, peak_bytes = json.loads(last)
+    if code:
+        raise RuntimeError(f"{' '.join(command)} ended with {code}:\n{output}")
     return Usage(seconds, peak_bytes / MB, output)

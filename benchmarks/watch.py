@@ -1,4 +1,4 @@
-"""Run a command, then print a last line: its seconds, and the most bytes that it held.
+"""Run a command, then print a last line: its exit status, seconds, and the most bytes it held.
 
 A process of its own, and a small one: a child's peak begins with what its parent held at the fork.
 """
@@ -13,5 +13,4 @@ begin = time.perf_counter()
 code = subprocess.call(sys.argv[1:])  # noqa: S603 - callers give fixed commands
 seconds = time.perf_counter() - begin
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-print(f"\n{json.dumps([seconds, peak])}")
-sys.exit(code)
+print(f"\n{json.dumps([code, seconds, peak])}")

@@ -28,8 +28,8 @@ class Predictions:
     ----------
     images : dict of int to int
         How many images were predicted with each seed, in the order of the table.
-    labels : Series
-        How many there were of each label, over all seeds.
+    right : Series
+        How many right predictions there are of each label, over all seeds.
     mistakes : DataFrame
         A row of `COLUMNS` for each wrong prediction.
     test_set : str
@@ -37,7 +37,7 @@ class Predictions:
     """
 
     images: dict[int, int]
-    labels: pd.Series
+    right: pd.Series
     mistakes: pd.DataFrame
     test_set: str
 
@@ -45,7 +45,7 @@ class Predictions:
     def accuracies(self) -> list[float]:
         """The accuracy with each seed."""
         errors = self.mistakes["seed"].value_counts()
-        return [1 - int(errors.get(seed, 0)) / n for seed, n in self.images.items()]
+        return [(n - int(errors.get(seed, 0))) / n for seed, n in self.images.items()]
 
     @property
     def test_images(self) -> int:
@@ -65,12 +65,8 @@ class Predictions:
         """
         every = range(classes)
         matrix = pd.crosstab(self.mistakes["label"], self.mistakes["prediction"])
-        matrix = matrix.reindex(index=every, columns=every, fill_value=0)
-        right = self.labels - self.mistakes["label"].value_counts().reindex(
-            self.labels.index, fill_value=0
-        )
-        counts = matrix.to_numpy(np.int64)
-        return counts + np.diag(right.reindex(every, fill_value=0).to_numpy(np.int64))
+        counts = matrix.reindex(index=every, columns=every, fill_value=0).to_numpy(np.int64)
+        return counts + np.diag(self.right.reindex(every, fill_value=0).to_numpy(np.int64))
 
     def surest_mistakes(self, shown: int) -> pd.DataFrame:
         """Return the wrong predictions with the highest confidence, each image once."""
@@ -102,7 +98,7 @@ def collect(blocks: Iterable[pd.DataFrame]) -> Predictions:
         If a column is missing, or there is no row.
     """
     images: dict[int, int] = {}
-    labels = pd.Series(dtype="int64")
+    right = pd.Series(dtype="int64")
     mistakes = []
     test_set = hashlib.sha256()
     for block in blocks:
@@ -111,11 +107,11 @@ def collect(blocks: Iterable[pd.DataFrame]) -> Predictions:
         counts = block["seed"].value_counts(sort=False)
         for seed, count in zip(counts.index.tolist(), counts.tolist(), strict=True):
             images[seed] = images.get(seed, 0) + count
-        labels = labels.add(block["label"].value_counts(), fill_value=0).astype("int64")
-        mistakes.append(block.loc[block["label"] != block["prediction"], list(COLUMNS)])
-        if images:
-            of_first_seed = block["seed"] == next(iter(images))
-            test_set.update(block.loc[of_first_seed, ["index", "label"]].to_numpy().tobytes())
+        wrong = block["label"] != block["prediction"]
+        right = right.add(block.loc[~wrong, "label"].value_counts(), fill_value=0).astype("int64")
+        mistakes.append(block.loc[wrong, list(COLUMNS)])
+        of_first_seed = block["seed"] == next(iter(images), None)
+        test_set.update(block.loc[of_first_seed, ["index", "label"]].to_numpy().tobytes())
     if not images:
         raise ValueError("there is no row")
-    return Predictions(images, labels, pd.concat(mistakes, ignore_index=True), test_set.hexdigest())
+    return Predictions(images, right, pd.concat(mistakes, ignore_index=True), test_set.hexdigest())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline import paths, predictions
@@ -99,7 +100,8 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
         If it is missing or damaged.
     """
     try:
-        return pd.read_csv(path, dtype=COLUMNS[kind])[list(COLUMNS[kind])]
+        with np.errstate(invalid="ignore"):  # pandas refuses itself what is no whole number
+            return pd.read_csv(path, dtype=COLUMNS[kind])[list(COLUMNS[kind])]
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(path, error) from error
 

@@ -30,7 +30,8 @@ def test_accuracies_are_scikit_learns() -> None:
     """Each seed has its accuracy and its number of images, in the order of the table."""
     one = collect([TWICE[::-1]])
     assert one.images == {3: 6, 0: 6}
-    expected = [accuracy_score(TABLE["label"], [1] * 6), accuracy_score(TABLE["label"], TABLE["prediction"])]  # fmt: skip
+    predicted = [1] * 6, TABLE["prediction"]
+    expected = [accuracy_score(TABLE["label"], each) for each in predicted]
     assert one.accuracies == pytest.approx(expected)
     assert (one.test_images, one.first_mistakes) == (6, {0, 2, 3, 5})
 
@@ -55,7 +56,7 @@ def test_any_size_of_block_gives_the_same(rows: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(predictions, "ROWS_AT_ONCE", rows)
     parts = read(TWICE)
     assert (parts.images, parts.test_set) == (whole.images, whole.test_set)
-    assert parts.labels.to_dict() == whole.labels.to_dict() == {0: 4, 1: 4, 2: 4}
+    assert parts.right.to_dict() == whole.right.to_dict() == {0: 1, 1: 3, 2: 1}
     pd.testing.assert_frame_equal(parts.mistakes, whole.mistakes)
 
 

@@ -39,6 +39,14 @@ def test_damaged_predictions_are_refused(project: Path, content: str) -> None:
         read_result("tiny", "tiny_conv")
 
 
+def test_a_table_with_a_number_out_of_range_is_refused(project: Path) -> None:
+    """A whole number that is none ends in the error by name, with no warning beside it."""
+    write_result(make_result("tiny_conv", 3))
+    paths.footprint("tiny", "tiny_conv").write_text("chunk_size,peak_memory_mb\n9e99,1\n")
+    with pytest.raises(DataError, match=r"tiny_conv\.csv: cannot be read"):
+        read_result("tiny", "tiny_conv")
+
+
 def test_damaged_figures_are_refused(tmp_path: Path) -> None:
     """A file that is no JSON is refused by name."""
     (tmp_path / "figures.json").write_text("{")
