@@ -15,7 +15,8 @@ import tensorflow as tf
 from benchmarks.contender import serve
 from benchmarks.ours import make
 from benchmarks.throughput import Entry, read_variant
-from pipeline import learner, model
+from pipeline import convolution, learner, model
+from pipeline.device import find_device
 
 
 class KerasAdam:
@@ -35,6 +36,10 @@ def _keras_adam() -> None:
     vars(learner)["FusedAdam"] = KerasAdam
 
 
+def _onednns_gradient() -> None:
+    convolution.LARGEST_IMAGE = 0
+
+
 def _power_function() -> None:
     model.ALEXNET_BETA = float("nan")
 
@@ -46,20 +51,23 @@ def _tensorflows_lrn() -> None:
     model.LocalResponseNormalization.call = call  # type: ignore[method-assign]
 
 
+GRADIENT = "the filter's gradient as a convolution"
 # What is taken away, and how. The first one is an environment variable, see `entries`.
 TAKEN_AWAY: dict[str, Callable[[], None]] = {
     "": lambda: None,
     "oneDNN": lambda: None,
     "the fused Adam": _keras_adam,
+    GRADIENT: _onednns_gradient,
     "LRN as a band product": _tensorflows_lrn,
     "LRN's power by square roots": _power_function,
 }
 
 
 def entries(variant: str) -> list[Entry]:
-    """Return a contender for each measure that the variant's layers make use of."""
+    """Return a contender for each measure that the variant's layers and the device make use of."""
     row, _ = read_variant(variant)
     has_lrn = any(layer.type == "lrn" for layer in row.layers)
+    has_bfloat16 = find_device().has_bfloat16
     return [
         Entry(
             f"without {name}" if name else "this project",
@@ -67,7 +75,7 @@ def entries(variant: str) -> list[Entry]:
             {"TF_ENABLE_ONEDNN_OPTS": "0" if name == "oneDNN" else "1"},
         )
         for name in TAKEN_AWAY
-        if has_lrn or not name.startswith("LRN")
+        if (has_lrn or not name.startswith("LRN")) and (has_bfloat16 or name != GRADIENT)
     ]
 
 

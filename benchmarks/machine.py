@@ -4,12 +4,15 @@ import importlib.metadata
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import psutil
 
 from pipeline.device import find_device
+
+# What tells one machine from another; its libraries change with time.
+HARDWARE = ("device", "bfloat16", "cores")
 
 
 class Spread(NamedTuple):
@@ -40,3 +43,21 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
     }
+
+
+def replace(
+    measurements: Sequence[Mapping[str, Any]], new: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
+    """Return measurements with a new one first, and without an older one of the same machine.
+
+    Parameters
+    ----------
+    measurements : sequence of dict
+        Each with a "machine", see `describe`.
+    new : dict
+    """
+
+    def hardware(measurement: Mapping[str, Any]) -> list[Any]:
+        return [measurement["machine"][key] for key in HARDWARE]
+
+    return [new, *(old for old in measurements if hardware(old) != hardware(new))]

@@ -13,7 +13,7 @@ SMALLEST_SHARE = 0.01
 MARK = re.compile(r"<!-- (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def update(page: Path, results: Mapping[str, Any]) -> None:
+def update(page: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Put the tables of the parts that have results between their marks, and leave the rest.
 
     Parameters
@@ -21,26 +21,33 @@ def update(page: Path, results: Mapping[str, Any]) -> None:
     page : Path
         Markdown with ``<!-- part -->`` and ``<!-- end -->`` around each table.
     results : dict
-        What ``python -m benchmarks`` wrote.
+        What ``python -m benchmarks`` wrote: for each part, a measurement of each machine. The first
+        is shown, those after it are folded.
     """
 
     def fill(match: re.Match[str]) -> str:
         part = match[1]
         if part not in results:
             return match[0]
-        body = TABLES[part](results[part]["figures"])
-        return f"<!-- {part} -->\n{_origin(results[part])}\n\n{body}\n<!-- end -->"
+        first, *others = results[part]
+        sections = [f"Measured {_origin(first)}.\n\n{TABLES[part](first['figures'])}"]
+        sections += [_folded(_origin(other), TABLES[part](other["figures"])) for other in others]
+        return f"<!-- {part} -->\n" + "\n\n".join(sections) + "\n<!-- end -->"
 
     write_text(page, MARK.sub(fill, page.read_text()))
 
 
-def _origin(result: Mapping[str, Any]) -> str:
-    at = result["machine"]
+def _folded(summary: str, body: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
+
+
+def _origin(measurement: Mapping[str, Any]) -> str:
+    at = measurement["machine"]
     return (
-        f"Measured on {result['date']}: {at['cores']} cores of {at['device']}, "
+        f"on {measurement['date']}: {at['cores']} cores of {at['device']}, "
         f"{'with' if at['bfloat16'] else 'without'} bfloat16, {at['memory_gb']:.0f} GB, "
         f"{at['system']}, Python {at['python']}, TensorFlow {at['tensorflow']}, "
-        f"Keras {at['keras']}, NumPy {at['numpy']}."
+        f"Keras {at['keras']}, NumPy {at['numpy']}"
     )
 
 

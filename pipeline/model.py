@@ -18,6 +18,7 @@ import safetensors.numpy
 import tensorflow as tf
 from pydantic import Field, ValidationError
 
+from pipeline.convolution import Conv2D
 from pipeline.errors import ModelError
 from pipeline.files import whole_file
 from pipeline.params import Section
@@ -175,7 +176,7 @@ def _weight_layer(layer: Conv | Dense) -> partial[keras.layers.Layer]:
     if isinstance(layer, Dense):
         return partial(keras.layers.Dense, layer.units)
     return partial(
-        keras.layers.Conv2D,
+        Conv2D,
         layer.filters,
         layer.kernel,
         strides=layer.stride,

@@ -40,7 +40,7 @@ def test_only_what_was_measured_is_replaced(tmp_path: Path) -> None:
         "A\n<!-- scale -->\nold\n<!-- end -->\nB\n<!-- chunks -->\nkept\n<!-- end -->\n"
     )
     row = {"stage": "report", "images": 10_000, "seconds": 2.0, "peak_memory_mb": 150}
-    results = {"scale": {"machine": MACHINE, "date": "2026-01-01", "figures": [row]}}
+    results = {"scale": [{"machine": MACHINE, "date": "2026-01-01", "figures": [row]}]}
     for _ in range(2):
         tables.update(page, results)
     text = page.read_text()
@@ -48,6 +48,24 @@ def test_only_what_was_measured_is_replaced(tmp_path: Path) -> None:
     assert "| report | 10,000 | 2.0 s | 200.0 µs | 150 MB |" in text
     assert text.endswith("<!-- end -->\nB\n<!-- chunks -->\nkept\n<!-- end -->\n")
     assert "old" not in text
+
+
+def test_each_machine_has_its_own_tables(tmp_path: Path) -> None:
+    """The first machine is shown, the second one folded under its description."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- scale -->\n<!-- end -->\n")
+    row = {"stage": "report", "images": 10_000, "seconds": 2.0, "peak_memory_mb": 150}
+    measurements = [
+        {"machine": MACHINE | {"cores": cores}, "date": "2026-01-01", "figures": [row]}
+        for cores in (4, 2)
+    ]
+    tables.update(page, {"scale": measurements})
+    text = page.read_text()
+    assert text.count("| report | 10,000 | 2.0 s |") == 2
+    first, folded = text.split("<details><summary>")
+    assert first.startswith("<!-- scale -->\nMeasured on 2026-01-01: 4 cores")
+    assert folded.startswith("on 2026-01-01: 2 cores")
+    assert folded.endswith("\n\n</details>\n<!-- end -->\n")
 
 
 def test_the_share_of_checkpoints_is_told() -> None:
