@@ -98,7 +98,8 @@ def _measure(
 ) -> dict[str, Any]:
     _, description = read_variant(variant)
     settings: evaluate.Evaluate = Params().get("evaluate", evaluate.Evaluate)
-    network = model.build(description, precision=find_device().precision(settings.precision))
+    precision = find_device().precision(settings.precision)
+    network = model.build_for_inference(description, precision)
     chosen = chunk_size or evaluate.choose_chunk_size(description, settings.memory_budget_mb)
     if limit_mb:
         limit = psutil.Process().memory_info().vms + int(limit_mb * MB)
@@ -116,7 +117,7 @@ def _measure(
         loaded = model.LoadedModel(network, description)
         evaluated = evaluate.evaluate(loaded, 0, reader, chosen, predictions, progress)
     totals = evaluated.totals
-    figures: dict[str, Any] = evaluate.summarise({0: evaluated})["evaluation"]
+    figures: dict[str, Any] = evaluate.summarise({0: evaluated}, precision)["evaluation"]
     return {"images": totals.n, "errors": totals.errors} | figures
 
 

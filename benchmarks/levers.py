@@ -46,7 +46,9 @@ def _power_function() -> None:
 
 def _tensorflows_lrn() -> None:
     def call(self: model.LocalResponseNormalization, inputs: tf.Tensor) -> tf.Tensor:
-        return tf.nn.lrn(inputs, self.depth_radius, self.bias, self.alpha, self.beta)
+        values = tf.cast(inputs, tf.float32)  # it knows no bfloat16 on CPUs
+        normalised = tf.nn.lrn(values, self.depth_radius, self.bias, self.alpha, self.beta)
+        return tf.cast(normalised, inputs.dtype)
 
     model.LocalResponseNormalization.call = call  # type: ignore[method-assign]
 

@@ -57,10 +57,15 @@ def make(request: dict[str, Any], precision: Precision) -> Contender:
     policy = find_device().precision(precision)
     tf.config.experimental.enable_op_determinism()
     _, description = read_variant(request["variant"])
-    network = model.build(description, precision=policy)
+    if request["task"] == "train":
+        network = model.build(description, precision=policy)
+        work = training(network, request)
+    else:
+        network = model.build_for_inference(description, policy)
+        work = inference(network, description, request)
     matrix = tf.cast(
         tf.random.stateless_normal((MATRIX_SIDE, MATRIX_SIDE), (0, 0)),
-        "bfloat16" if policy == "mixed_bfloat16" else "float32",
+        keras.DTypePolicy(policy).compute_dtype,
     )
     product = tf.function(lambda x: tf.matmul(x, x))
 
@@ -73,9 +78,7 @@ def make(request: dict[str, Any], precision: Precision) -> Contender:
     return Contender(
         parameters=network.count_params(),
         versions={"tensorflow": tf.__version__, "keras": keras.__version__, "precision": policy},
-        work=training(network, request)
-        if request["task"] == "train"
-        else inference(network, description, request),
+        work=work,
         multiply=multiply,
     )
 

@@ -70,10 +70,9 @@ def filter_gradient(
     tensor (kernel height, kernel width, channels, filters)
     """
     (height, width), (_, rows, columns, channels) = kernel_size, images.shape
-    n = images.shape[0] or tf.shape(images)[0]
-    by_image = tf.transpose(tf.reshape(images, (n, rows * columns * channels)))
+    by_image = tf.transpose(tf.reshape(images, (-1, rows * columns * channels)))
     gradient = tf.nn.conv2d(
-        tf.reshape(by_image, (1, rows, columns * channels, n)),
+        tf.reshape(by_image, (1, rows, columns * channels, -1)),
         tf.transpose(upstream, (1, 2, 0, 3)),
         strides=1,
         padding=[

@@ -251,7 +251,7 @@ def evaluate(
     return Evaluated(totals, seconds, memory.peak_mb(), forward.chunk_size, forward.backoffs)
 
 
-def summarise(evaluations: Mapping[int, Evaluated]) -> dict[str, Any]:
+def summarise(evaluations: Mapping[int, Evaluated], precision: str) -> dict[str, Any]:
     """Return the metrics over seeds; speed and memory are measurements and vary from run to run."""
     each = evaluations.values()
     by_chance = [str(seed) for seed, one in evaluations.items() if one.totals.is_chance]
@@ -260,6 +260,7 @@ def summarise(evaluations: Mapping[int, Evaluated]) -> dict[str, Any]:
         **({"warning": warning} if by_chance else {}),
         **over_seeds({seed: one.totals.metrics() for seed, one in evaluations.items()}),
         "evaluation": {
+            "precision": precision,
             "chunk_size": min(one.chunk_size for one in each),
             "backoffs": sum(one.backoffs for one in each),
             "peak_memory_mb": round(max(one.peak_memory_mb for one in each), 1),
@@ -327,7 +328,7 @@ def main(dataset: str, variant: str) -> None:
                 evaluations[seed] = evaluate(
                     loaded, seed, reader, chunk_size, predictions, progress
                 )
-    metrics = summarise(evaluations)
+    metrics = summarise(evaluations, precision)
     write_text(paths.reliability(dataset, variant), reliability(evaluations))
     write_json(paths.metrics(dataset, variant), metrics)
     print(f"{dataset}/{variant}: {metrics}")

@@ -136,7 +136,7 @@ def build(description: Description, *, seed: int = 0, precision: str = "float32"
     description : Description
     seed : int
         Of weights and dropout; each layer derives its own from it.
-    precision : {"float32", "mixed_bfloat16"}
+    precision : {"float32", "mixed_bfloat16", "bfloat16"}
         Keras dtype policy of all layers but the logits, which are float32.
 
     Returns
@@ -170,6 +170,20 @@ def build(description: Description, *, seed: int = 0, precision: str = "float32"
             dtype="float32" if place is placed[-1] else policy,
         )(x)
     return keras.Model(inputs, x, name=description.variant)
+
+
+def build_for_inference(description: Description, precision: str) -> keras.Model:
+    """Build a network that will not learn: its weights are of the type that it computes in.
+
+    Training keeps them in float32, and rounds them to the same values at each step.
+
+    Parameters
+    ----------
+    description : Description
+    precision : {"float32", "mixed_bfloat16"}
+        Keras dtype policy of training.
+    """
+    return build(description, precision=keras.DTypePolicy(precision).compute_dtype)
 
 
 def _weight_layer(layer: Conv | Dense) -> partial[keras.layers.Layer]:
@@ -266,12 +280,13 @@ def save(path: Path, network: keras.Model, description: Description) -> None:
 
 
 def load(path: Path, precision: str = "float32") -> LoadedModel:
-    """Read a model file.
+    """Read a model file, for inference.
 
     Parameters
     ----------
     path : Path
     precision : {"float32", "mixed_bfloat16"}
+        See `build_for_inference`.
 
     Raises
     ------
@@ -287,7 +302,7 @@ def load(path: Path, precision: str = "float32") -> LoadedModel:
             description = Description.model_validate(json.loads(header))
             if description.parameters * FLOAT32_BYTES > path.stat().st_size:  # or too much to hold
                 raise ModelError(f"{path}: is too short for its {description.parameters:,} weights")
-            network = build(description, precision=precision)
+            network = build_for_inference(description, precision)
             weights = _weights(network)
             if set(file.keys()) != set(weights):
                 raise ModelError(f"{path}: its weights are not those of its layers; {remedy}")

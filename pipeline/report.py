@@ -201,10 +201,11 @@ PAIR_NOTES = (
 
 
 def made_in(results: Sequence[Result]) -> str:
-    """Return in which precision and on which hardware the variants were trained."""
+    """Return in which precisions and on which hardware the variants were trained and evaluated."""
     hardware = {f"{each.training['precision']} on the {each.training['device']}": None
                 for each in results}  # fmt: skip
-    return f"Trained in {'; '.join(hardware)}."
+    evaluated = {each.metrics["evaluation"]["precision"]: None for each in results}
+    return f"Trained in {'; '.join(hardware)}; evaluated in {', '.join(evaluated)}."
 
 
 def write_page(

@@ -13,6 +13,7 @@ from sklearn import metrics as oracle
 from benchmarks import chunks
 from pipeline import evaluate, model, paths
 from pipeline.data import Split, SplitReader, save_split
+from pipeline.device import find_device
 from pipeline.errors import EvaluationError, ModelError
 from pipeline.evaluate import ChunkedForward, bytes_per_image, choose_chunk_size
 from pipeline.params import Params
@@ -67,6 +68,7 @@ def test_metrics_and_predictions_agree_with_scikit_learn(trained: Path) -> None:
         "warning",
     }  # fmt: skip
     assert metrics["warning"] == "no better than chance with seed 0"  # it was never trained
+    assert metrics["evaluation"]["precision"] == find_device().precision("auto")
     assert metrics["evaluation"]["chunk_size"] == N
     assert metrics["evaluation"]["backoffs"] == 0
     assert metrics["evaluation"]["peak_memory_mb"] < 128

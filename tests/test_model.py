@@ -150,6 +150,21 @@ def test_a_model_is_loaded_as_it_was_saved(saved: Path, images: np.ndarray) -> N
     )
 
 
+def test_a_model_is_loaded_in_the_type_that_it_computes_in(
+    tmp_path: Path, images: np.ndarray
+) -> None:
+    """Loaded for bfloat16, weights are bfloat16 but for the last layer's; logits stay the same."""
+    description = described("alexnet_dropout")
+    trained = model.build(description, precision="mixed_bfloat16")
+    model.save(tmp_path / "model", trained, description)
+    network = model.load(tmp_path / "model", "mixed_bfloat16").network
+    dtypes = {weight.path.split("/")[0]: weight.dtype for weight in network.weights}
+    last = description.place_layers()[-1].name
+    assert dtypes.pop(last) == "float32"
+    assert set(dtypes.values()) == {"bfloat16"}
+    np.testing.assert_array_equal(network(images), trained(images))
+
+
 def test_the_same_model_is_saved_as_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     """Saving a model twice gives the same bytes."""
     loaded = model.load(saved)

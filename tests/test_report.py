@@ -12,7 +12,7 @@ from sklearn.metrics import recall_score
 from pipeline import paths, report
 from pipeline.data import save_split
 from pipeline.predictions import collect
-from pipeline.report import compare_pairs, describe_commit, summarise
+from pipeline.report import compare_pairs, describe_commit, made_in, summarise
 from pipeline.results import Result
 from tests.browser import open_page
 from tests.conftest import (
@@ -45,7 +45,10 @@ def make_result(
         metrics={
             "n": 6, "errors": errors, "accuracy": 1 - errors / 6, "accuracy_low": 0.2,
             "accuracy_high": 0.9, "nll": 0.12345, "ece": 0.01, **several,
-            "evaluation": {"chunk_size": 7, "peak_memory_mb": 12.3, "images_per_second": 1000.0},
+            "evaluation": {
+                "precision": "bfloat16", "chunk_size": 7, "peak_memory_mb": 12.3,
+                "images_per_second": 1000.0,
+            },
         },
         predictions=collect([predictions]),
         training_curve=curve,
@@ -106,6 +109,13 @@ def test_the_verdict_warns_of_a_variant_that_learnt_nothing() -> None:
     told = summarise([chance, good], compare_pairs([chance, good]))
     assert told.endswith(". Warning: blind is no better than chance with seed 0.")
     assert told.count("Warning") == 1
+
+
+def test_the_precisions_are_told() -> None:
+    """The report says in what, and on what, the variants were trained and evaluated."""
+    assert made_in([make_result("a", 1), make_result("b", 2)]) == (
+        "Trained in float32 on the CPU (Some); evaluated in bfloat16."
+    )
 
 
 def test_every_pair_is_compared_and_corrected_for_their_number() -> None:
