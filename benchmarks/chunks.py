@@ -100,7 +100,8 @@ def _measure(
     settings: evaluate.Evaluate = Params().get("evaluate", evaluate.Evaluate)
     precision = find_device().precision(settings.precision)
     network = model.build_for_inference(description, precision)
-    chosen = chunk_size or evaluate.choose_chunk_size(description, settings.memory_budget_mb)
+    loaded = model.LoadedModel(network, description)
+    chosen = chunk_size or evaluate.choose_chunk_size(loaded, settings.memory_budget_mb)
     if limit_mb:
         limit = psutil.Process().memory_info().vms + int(limit_mb * MB)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -114,7 +115,6 @@ def _measure(
             totals = Totals(CLASSES)
             totals.add(network(images).numpy(), labels)
             return {"errors": totals.errors}
-        loaded = model.LoadedModel(network, description)
         evaluated = evaluate.evaluate(loaded, 0, reader, chosen, predictions, progress)
     totals = evaluated.totals
     figures: dict[str, Any] = evaluate.summarise({0: evaluated}, precision)["evaluation"]

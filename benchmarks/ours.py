@@ -35,13 +35,11 @@ def training(network: keras.Model, request: dict[str, Any]) -> Work:
     return work
 
 
-def inference(
-    network: keras.Model, description: model.Description, request: dict[str, Any]
-) -> Work:
+def inference(loaded: model.LoadedModel, request: dict[str, Any]) -> Work:
     """Return the work of `pipeline.evaluate`: a chunk that fits the memory budget."""
     images, _ = random_images(tuple(request["image_shape"]), request["classes"])
-    chunk_size = choose_chunk_size(description, request["memory_budget_mb"])
-    forward = ChunkedForward(network, chunk_size, bytes_per_image(description)).forward
+    chunk_size = choose_chunk_size(loaded, request["memory_budget_mb"])
+    forward = ChunkedForward(loaded.network, chunk_size, bytes_per_image(loaded)).forward
 
     def work(chunks: int) -> int:
         for number in range(chunks):
@@ -62,7 +60,7 @@ def make(request: dict[str, Any], precision: Precision) -> Contender:
         work = training(network, request)
     else:
         network = model.build_for_inference(description, policy)
-        work = inference(network, description, request)
+        work = inference(model.LoadedModel(network, description), request)
     matrix = tf.cast(
         tf.random.stateless_normal((MATRIX_SIDE, MATRIX_SIDE), (0, 0)),
         keras.DTypePolicy(policy).compute_dtype,

@@ -52,12 +52,13 @@ class Chunk(NamedTuple):
     logits: NDArray[np.float32]
 
 
-def bytes_per_image(description: model.Description) -> int:
+def bytes_per_image(loaded: model.LoadedModel) -> int:
     """Return how much memory one image takes on its way through a model, in bytes.
 
     While a layer computes, its input, its output and two scratch copies as large as the larger of
-    both may be in memory; the layer that needs most decides.
+    both may be in memory; the layer that needs most decides. Values are as wide as weights.
     """
+    network, description = loaded
     height, width, channels = description.image_shape
     side = description.network.input_size
     pixels = side**2 * channels if side else height * width * channels
@@ -65,16 +66,17 @@ def bytes_per_image(description: model.Description) -> int:
     values = max(
         before + after + 2 * max(before, after) for before, after in itertools.pairwise(sizes)
     )
-    return values * model.FLOAT32_BYTES
+    width_in_bytes: int = tf.as_dtype(network.weights[0].dtype).size
+    return values * width_in_bytes
 
 
-def choose_chunk_size(description: model.Description, budget_mb: float) -> int:
+def choose_chunk_size(loaded: model.LoadedModel, budget_mb: float) -> int:
     """Return how many images can pass through a model at once within a memory budget.
 
     Parameters
     ----------
-    description : model.Description
-        Gives the layers' output shapes.
+    loaded : model.LoadedModel
+        Gives the layers' output shapes, and the type that they compute in.
     budget_mb : float
         Megabytes over the loaded model.
 
@@ -83,7 +85,7 @@ def choose_chunk_size(description: model.Description, budget_mb: float) -> int:
     EvaluationError
         If the budget does not hold one image.
     """
-    image_mb = bytes_per_image(description) / MB
+    image_mb = bytes_per_image(loaded) / MB
     size = int((budget_mb - RUNTIME_MB) / image_mb)
     if size < 1:
         raise EvaluationError(
@@ -232,9 +234,8 @@ def evaluate(
     progress : Progress
         Advanced by images.
     """
-    network, description = loaded
-    totals = Totals(description.classes)
-    forward = ChunkedForward(network, chunk_size, bytes_per_image(description))
+    totals = Totals(loaded.description.classes)
+    forward = ChunkedForward(loaded.network, chunk_size, bytes_per_image(loaded))
     memory = PeakMemory()
     forward.warm_up()
     begin = time.perf_counter()
@@ -321,7 +322,7 @@ def main(dataset: str, variant: str) -> None:
                 loaded = load_for(reader, paths.model(dataset, variant, seed), precision)
                 chunk_size = min(
                     len(reader),
-                    choose_chunk_size(loaded.description, settings.memory_budget_mb)
+                    choose_chunk_size(loaded, settings.memory_budget_mb)
                     if settings.chunk_size == "auto"
                     else settings.chunk_size,
                 )

@@ -112,7 +112,7 @@ def main(dataset: str, variant: str) -> None:
                 layers=params.get(f"variants.{variant}.layers", list[Layer]),
             ),
         )
-        network = model.build(description, precision=find_device().precision(precision))
+        network = model.build_for_inference(description, find_device().precision(precision))
         rows = measure(network, reader, settings.chunk_sizes, free_mb())
     lines = [",".join(Row._fields), *(f"{size},{peak}" for size, peak in rows)]
     write_text(paths.footprint(dataset, variant), "\n".join(lines) + "\n")

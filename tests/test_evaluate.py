@@ -158,19 +158,31 @@ def test_memory_that_the_host_refuses_halves_the_chunk(trained: Path) -> None:
     assert forward.backoffs == 6
 
 
+def loaded(variant: str, precision: str = "float32") -> model.LoadedModel:
+    description = described(variant)
+    return model.LoadedModel(model.build_for_inference(description, precision), description)
+
+
 def test_the_chunk_follows_the_budget_and_the_layers() -> None:
     """A larger budget allows more images, larger layers fewer."""
-    small, large = described("lenet5"), described("alexnet_norm")
+    small, large = loaded("lenet5"), loaded("alexnet_norm")
     assert choose_chunk_size(small, 60) > choose_chunk_size(large, 60)
     assert choose_chunk_size(large, 256) > choose_chunk_size(large, 128) > 1
     # conv1 is the widest: behind it, 28×28×64 go into the pool, with two copies of it.
     assert bytes_per_image(large) == 4 * (28 * 28 * 64 * 3 + 14 * 14 * 64)
 
 
+def test_in_half_the_bytes_pass_twice_as_many_images() -> None:
+    """An image takes half as much memory in bfloat16, and the chunk is twice as large."""
+    full, half = loaded("alexnet_norm"), loaded("alexnet_norm", "mixed_bfloat16")
+    assert bytes_per_image(full) == 2 * bytes_per_image(half)
+    assert choose_chunk_size(half, 128) // 2 == choose_chunk_size(full, 128)
+
+
 def test_a_budget_for_not_one_image_is_refused() -> None:
     """A budget that holds no image is refused, with the one that would."""
     with pytest.raises(EvaluationError, match="of 10 does not hold one image; .* at least"):
-        choose_chunk_size(described("alexnet_norm"), 10)
+        choose_chunk_size(loaded("alexnet_norm"), 10)
 
 
 def test_images_of_another_size_are_refused(trained: Path) -> None:
@@ -214,12 +226,12 @@ LIMIT_MB = 700  # of address space over the loaded model: less than all at once 
 @pytest.mark.slow
 def test_under_an_address_space_limit_the_counts_are_the_same(tmp_path: Path) -> None:
     """Where a hard limit makes the full-set pass fail, evaluation ends with the same counts."""
-    chunks.write_random_split(tmp_path, 4_000)
+    chunks.write_random_split(tmp_path, 8_000)
     measure = partial(chunks.measure_apart, "alexnet_dropout", tmp_path)
     with pytest.raises(RuntimeError):
         measure(plain=True, limit_mb=LIMIT_MB)
     free, limited = measure(), measure(limit_mb=LIMIT_MB)
-    halved = measure(4_000, limit_mb=LIMIT_MB)
+    halved = measure(8_000, limit_mb=LIMIT_MB)
     assert free["errors"] == limited["errors"] == halved["errors"]
     assert limited["backoffs"] == 0 < halved["backoffs"]
 
