@@ -3,16 +3,17 @@
 import importlib.metadata
 import os
 import platform
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import psutil
 
-from pipeline.device import find_device
+from pipeline.device import CPU_INFO, find_device
 
 # What tells one machine from another; its libraries change with time.
-HARDWARE = ("device", "bfloat16", "cores")
+HARDWARE = ("device", "cpu_family", "bfloat16", "cores")
 
 
 class Spread(NamedTuple):
@@ -31,11 +32,21 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median, low, high, len(values))
 
 
+def cpu_family() -> int | None:
+    """Return the vendor's number of the CPU's design, which a cloud's model name may hide."""
+    try:
+        family = re.search(r"^cpu family\s*: (\d+)$", CPU_INFO.read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        return None
+    return int(family[1]) if family else None
+
+
 def describe() -> dict[str, Any]:
     """Return the hardware, the system and the libraries' versions."""
     device = find_device()
     return {
         "device": str(device),
+        "cpu_family": cpu_family(),
         "bfloat16": device.has_bfloat16,
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),

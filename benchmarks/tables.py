@@ -43,8 +43,9 @@ def _folded(summary: str, body: str) -> str:
 
 def _origin(measurement: Mapping[str, Any]) -> str:
     at = measurement["machine"]
+    family = "" if at["cpu_family"] is None else f"CPU family {at['cpu_family']}, "
     return (
-        f"on {measurement['date']}: {at['cores']} cores of {at['device']}, "
+        f"on {measurement['date']}: {at['cores']} cores of {at['device']}, {family}"
         f"{'with' if at['bfloat16'] else 'without'} bfloat16, {at['memory_gb']:.0f} GB, "
         f"{at['system']}, Python {at['python']}, TensorFlow {at['tensorflow']}, "
         f"Keras {at['keras']}, NumPy {at['numpy']}"

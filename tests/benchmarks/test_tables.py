@@ -4,7 +4,7 @@ from typing import Any
 from benchmarks import tables
 
 MACHINE = {
-    "device": "CPU (Some CPU)", "bfloat16": False, "cores": 2, "memory_gb": 24.4,
+    "device": "CPU (Some CPU)", "cpu_family": 25, "bfloat16": False, "cores": 2, "memory_gb": 24.4,
     "system": "Linux x86_64", "python": "3.11", "tensorflow": "2", "keras": "3", "numpy": "2",
 }  # fmt: skip
 
@@ -44,7 +44,9 @@ def test_only_what_was_measured_is_replaced(tmp_path: Path) -> None:
     for _ in range(2):
         tables.update(page, results)
     text = page.read_text()
-    assert text.startswith("A\n<!-- scale -->\nMeasured on 2026-01-01: 2 cores of CPU (Some CPU)")
+    assert text.startswith(
+        "A\n<!-- scale -->\nMeasured on 2026-01-01: 2 cores of CPU (Some CPU), CPU family 25, w"
+    )
     assert "| report | 10,000 | 2.0 s | 200.0 µs | 150 MB |" in text
     assert text.endswith("<!-- end -->\nB\n<!-- chunks -->\nkept\n<!-- end -->\n")
     assert "old" not in text
