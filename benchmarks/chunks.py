@@ -99,8 +99,7 @@ def _measure(
     _, description = read_variant(variant)
     settings: evaluate.Evaluate = Params().get("evaluate", evaluate.Evaluate)
     precision = find_device().precision(settings.precision)
-    network = model.build_for_inference(description, precision)
-    loaded = model.LoadedModel(network, description)
+    loaded = model.build_for_inference(description, precision)
     chosen = chunk_size or evaluate.choose_chunk_size(loaded, settings.memory_budget_mb)
     if limit_mb:
         limit = psutil.Process().memory_info().vms + int(limit_mb * MB)
@@ -113,7 +112,7 @@ def _measure(
         if plain:
             images, labels = reader.read(0, len(reader))
             totals = Totals(CLASSES)
-            totals.add(network(images).numpy(), labels)
+            totals.add(loaded.network(images).numpy(), labels)
             return {"errors": totals.errors}
         evaluated = evaluate.evaluate(loaded, 0, reader, chosen, predictions, progress)
     totals = evaluated.totals

@@ -3,20 +3,15 @@
 ``python -m benchmarks.levers NAME`` is a contender; an empty name takes nothing away.
 """
 
-import pipeline  # noqa: F401 - before TensorFlow, which reads its settings
-
-# isort: split
 import sys
 from collections.abc import Callable, Sequence
-
-import keras
-import tensorflow as tf
 
 from benchmarks.contender import serve
 from benchmarks.ours import make
 from benchmarks.throughput import Entry, read_variant
 from pipeline import convolution, learner, model
 from pipeline.device import find_device
+from pipeline.framework import keras, tf
 
 
 class KerasAdam:

@@ -1,13 +1,7 @@
 """The project's own training step and chunked evaluation, as a contender."""
 
-import pipeline  # noqa: F401 - before TensorFlow, which reads its settings
-
-# isort: split
 import sys
 from typing import Any
-
-import keras
-import tensorflow as tf
 
 from benchmarks.contender import MATRIX_SIDE, Contender, Work, random_images, serve
 from benchmarks.throughput import read_variant
@@ -15,6 +9,7 @@ from pipeline import model
 from pipeline.batches import BatchOrder
 from pipeline.device import Precision, find_device
 from pipeline.evaluate import ChunkedForward, bytes_per_image, choose_chunk_size
+from pipeline.framework import keras, tf
 from pipeline.learner import Learner
 
 
@@ -59,8 +54,8 @@ def make(request: dict[str, Any], precision: Precision) -> Contender:
         network = model.build(description, precision=policy)
         work = training(network, request)
     else:
-        network = model.build_for_inference(description, policy)
-        work = inference(model.LoadedModel(network, description), request)
+        loaded = model.build_for_inference(description, policy)
+        network, work = loaded.network, inference(loaded, request)
     matrix = tf.cast(
         tf.random.stateless_normal((MATRIX_SIDE, MATRIX_SIDE), (0, 0)),
         keras.DTypePolicy(policy).compute_dtype,

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import keras
-import tensorflow as tf
+from pipeline.framework import keras, tf
 
 # Pixels of an image up to which it pays.
 LARGEST_IMAGE = 16 * 16

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tensorflow as tf
-
 from pipeline.errors import TrainingError
+from pipeline.framework import tf
 
 Precision = Literal["float32", "mixed_bfloat16", "auto"]
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -20,6 +18,7 @@ from pipeline.data import Split, SplitReader
 from pipeline.device import Precision, find_device
 from pipeline.errors import EvaluationError
 from pipeline.files import whole_file, write_json, write_text
+from pipeline.framework import keras, tf
 from pipeline.memory import MB, PeakMemory
 from pipeline.metrics import Totals, over_seeds
 from pipeline.params import Params, Section

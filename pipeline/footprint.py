@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import keras
 import psutil
-import tensorflow as tf
 from pydantic import AfterValidator, Field
 
 from pipeline import model, paths
 from pipeline.data import Classes, SplitReader
 from pipeline.device import Precision, find_device
 from pipeline.files import write_text
+from pipeline.framework import keras, tf
 from pipeline.memory import MB, PeakMemory
 from pipeline.params import Params, Section
 from pipeline.progress import Progress
@@ -112,8 +111,8 @@ def main(dataset: str, variant: str) -> None:
                 layers=params.get(f"variants.{variant}.layers", list[Layer]),
             ),
         )
-        network = model.build_for_inference(description, find_device().precision(precision))
-        rows = measure(network, reader, settings.chunk_sizes, free_mb())
+        loaded = model.build_for_inference(description, find_device().precision(precision))
+        rows = measure(loaded.network, reader, settings.chunk_sizes, free_mb())
     lines = [",".join(Row._fields), *(f"{size},{peak}" for size, peak in rows)]
     write_text(paths.footprint(dataset, variant), "\n".join(lines) + "\n")
     print(f"{dataset}/{variant}: {rows}")

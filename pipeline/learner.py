@@ -7,12 +7,11 @@ same bytes.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipeline.data import Split
+from pipeline.framework import keras, tf
 from pipeline.optimizer import FusedAdam
 
 

@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import tensorflow as tf
+
+from pipeline.framework import tf
 
 MB = 1e6  # memory is given in megabytes of 10⁶ bytes
 

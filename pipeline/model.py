@@ -11,16 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import safetensors
 import safetensors.numpy
-import tensorflow as tf
 from pydantic import Field, ValidationError
 
 from pipeline.convolution import Conv2D
 from pipeline.errors import ModelError
 from pipeline.files import whole_file
+from pipeline.framework import keras, tf
 from pipeline.params import Section
 from pipeline.variants import (
     Conv,
@@ -172,7 +171,14 @@ def build(description: Description, *, seed: int = 0, precision: str = "float32"
     return keras.Model(inputs, x, name=description.variant)
 
 
-def build_for_inference(description: Description, precision: str) -> keras.Model:
+class LoadedModel(NamedTuple):
+    """A network for inference, and its description."""
+
+    network: keras.Model
+    description: Description
+
+
+def build_for_inference(description: Description, precision: str) -> LoadedModel:
     """Build a network that will not learn: its weights are of the type that it computes in.
 
     Training keeps them in float32, and rounds them to the same values at each step.
@@ -183,7 +189,8 @@ def build_for_inference(description: Description, precision: str) -> keras.Model
     precision : {"float32", "mixed_bfloat16"}
         Keras dtype policy of training.
     """
-    return build(description, precision=keras.DTypePolicy(precision).compute_dtype)
+    compute_dtype = keras.DTypePolicy(precision).compute_dtype
+    return LoadedModel(build(description, precision=compute_dtype), description)
 
 
 def _weight_layer(layer: Conv | Dense) -> partial[keras.layers.Layer]:
@@ -228,13 +235,6 @@ def _initializer(initializer: Initializer, seed: int) -> keras.initializers.Init
             return keras.initializers.RandomNormal(stddev=initializer.stddev, seed=seed)
         case "truncated_normal":
             return keras.initializers.TruncatedNormal(stddev=initializer.stddev, seed=seed)
-
-
-class LoadedModel(NamedTuple):
-    """A model file's content: the network with its weights, and its description."""
-
-    network: keras.Model
-    description: Description
 
 
 def _weights(network: keras.Model) -> dict[str, keras.Variable]:
@@ -302,8 +302,8 @@ def load(path: Path, precision: str = "float32") -> LoadedModel:
             description = Description.model_validate(json.loads(header))
             if description.parameters * FLOAT32_BYTES > path.stat().st_size:  # or too much to hold
                 raise ModelError(f"{path}: is too short for its {description.parameters:,} weights")
-            network = build_for_inference(description, precision)
-            weights = _weights(network)
+            loaded = build_for_inference(description, precision)
+            weights = _weights(loaded.network)
             if set(file.keys()) != set(weights):
                 raise ModelError(f"{path}: its weights are not those of its layers; {remedy}")
             for name, weight in weights.items():
@@ -319,4 +319,4 @@ def load(path: Path, precision: str = "float32") -> LoadedModel:
     except (ValidationError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: its description is damaged ({reason}); {remedy}") from error
-    return LoadedModel(network, description)
+    return loaded

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import keras
-import tensorflow as tf
+from pipeline.framework import keras, tf
 
 BETA_1 = 0.9
 BETA_2 = 0.999

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from pipeline import checkpoint, model, paths
 from pipeline.batches import BatchOrder
@@ -22,6 +20,7 @@ from pipeline.data import Classes, Split, map_split
 from pipeline.device import Device, Precision, find_device
 from pipeline.errors import TrainingError
 from pipeline.files import require_writable, sha256, write_json, write_text
+from pipeline.framework import keras, tf
 from pipeline.learner import Learner, make_validation
 from pipeline.params import Params, Section
 from pipeline.progress import Progress

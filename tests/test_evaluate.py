@@ -160,7 +160,7 @@ def test_memory_that_the_host_refuses_halves_the_chunk(trained: Path) -> None:
 
 def loaded(variant: str, precision: str = "float32") -> model.LoadedModel:
     description = described(variant)
-    return model.LoadedModel(model.build_for_inference(description, precision), description)
+    return model.build_for_inference(description, precision)
 
 
 def test_the_chunk_follows_the_budget_and_the_layers() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import paths
-from tests.conftest import edit_params, environment, run
+from tests.conftest import assert_one_clear_line, edit_params, environment, run
 from tests.faults.conftest import DATASET, VARIANT, results, run_once, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -119,17 +119,12 @@ def test_a_damaged_object_in_the_cache_is_noticed(repository: Path, how: str) ->
     assert results(repository, "train", "evaluate") == expected
 
 
-@pytest.mark.parametrize("content", ["stages: [", "schema: '2.0'\nstages:\n  train: 5\n", "\x00"])
-def test_a_damaged_lock_file_is_one_clear_line(repository: Path, content: str) -> None:
+def test_a_damaged_lock_file_is_one_clear_line(repository: Path) -> None:
     """The flow names the file; with the committed one, it has nothing to do."""
     expected = results(repository)
-    (repository / "dvc.lock").write_text(content)
-    done = flow(repository)
-    assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
-    assert "dvc.lock" in errors[0]
-    assert "Traceback" not in done.stderr
+    for content in ("stages: [", "schema: '2.0'\nstages:\n  train: 5\n", "\x00"):
+        (repository / "dvc.lock").write_text(content)
+        assert_one_clear_line(flow(repository), "dvc.lock")
     run("git", "checkout", "-q", "dvc.lock", cwd=repository)
     assert flow(repository).returncode == 0
     assert run("dvc", "status", cwd=repository).startswith(CLEAN)
@@ -143,11 +138,7 @@ def test_a_damaged_database_of_prefect_is_one_clear_line(repository: Path, tmp_p
     home.mkdir()
     (home / "prefect.db").write_bytes(b"this is no database" * 1000)
     there = {"PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "30"}
-    done = flow(repository, **there)
-    assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
-    assert "Traceback" not in done.stderr
+    assert_one_clear_line(flow(repository, **there))
     (home / "prefect.db").unlink()
     assert flow(repository, PREFECT_HOME=str(home)).returncode == 0
     assert results(repository) == expected

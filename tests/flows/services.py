@@ -194,3 +194,11 @@ def processes_below(folder: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Return a process's command line; an empty one once it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []

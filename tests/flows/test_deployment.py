@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
@@ -26,6 +27,7 @@ from tests.flows.conftest import CLEAN, Stages, dvc_status, fan_out, run, stage,
 from tests.flows.services import (
     Server,
     Service,
+    command_of,
     postgres,
     processes_below,
     wait_until,
@@ -161,7 +163,7 @@ def dead_run(deployed: Deployed) -> str:
     name = project.origin.stem
     run_id = start_run(project, server, "nightly", "--param", "force=true")
     wait_until(lambda: stages_of(name), 90, "a stage")
-    engines = [p for p in processes_below(name) if "prefect.engine" in p.cmdline()]
+    engines = [p for p in processes_below(name) if "prefect.engine" in command_of(p)]
     deployed.worker.kill()
     for engine in engines:
         engine.kill()
@@ -260,12 +262,13 @@ class TestDeployed:
 def stages_of(name: str) -> list[Any]:
     """Return the supervisors of stages that run in a project's checkouts, and what they started."""
     supervisors = [
-        p for p in processes_below(name) if any("supervise.py" in part for part in p.cmdline())
+        p for p in processes_below(name) if any("supervise.py" in part for part in command_of(p))
     ]
-    return [
-        *supervisors,
-        *(child for each in supervisors for child in each.children(recursive=True)),
-    ]
+    started: list[Any] = []
+    for each in supervisors:
+        with suppress(psutil.NoSuchProcess):  # it has ended
+            started += each.children(recursive=True)
+    return supervisors + started
 
 
 class Page:

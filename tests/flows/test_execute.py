@@ -9,6 +9,7 @@ import pytest
 from flows.errors import StageFailed, StageStopped, StageTimedOut
 from flows.execute import Outcome, run_stage
 from tests.flows.conftest import CLEAN, Stages, dvc_status, fan_out, run, stage
+from tests.flows.services import command_of
 
 MakeRepository = Callable[[Stages], Path]
 
@@ -92,7 +93,7 @@ def test_a_killed_stage_is_told_and_leaves_nothing(make_repository: MakeReposito
             victims = [
                 process
                 for process in processes_in(root)
-                if any(part.endswith(name) for part in process.cmdline()[:4])
+                if any(part.endswith(name) for part in command_of(process)[:4])
             ]
             victims[0].kill()
 
