@@ -10,7 +10,7 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from flows.errors import ParamsError
 from pipeline.errors import PipelineError
-from pipeline.params import Params, nearest
+from pipeline.params import Params, load_yaml, nearest
 
 PARAMS_FILE = "params.yaml"
 
@@ -38,7 +38,7 @@ def set_params(root: Path, assignments: Sequence[str]) -> None:
         text = path.read_text(encoding="utf-8")
         for assignment in assignments:
             text = _assign(text, assignment)
-    except (OSError, UnicodeDecodeError, YAMLError, RecursionError) as error:
+    except (OSError, ValueError, YAMLError, RecursionError) as error:
         raise ParamsError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     part = path.with_name(f"{path.name}.part")
     try:
@@ -70,9 +70,10 @@ def _assign(text: str, assignment: str) -> str:
     if not equals or not key or not value.strip():
         raise ParamsError(f"--set {assignment}: expected key=value, such as train.seeds=[1]")
     try:
-        YAML(typ="safe", pure=True).load(value)
-    except (YAMLError, ValueError, RecursionError) as error:
+        load_yaml(value)
+    except ValueError as error:
         raise ParamsError(f"--set {assignment}: {value!r} is not a value in YAML") from error
+    load_yaml(text)  # refuses what composing would only warn of
     node: Node = YAML().compose(text)
     place = ""
     for name in key.split("."):

@@ -25,8 +25,29 @@ RUN_KEYS = ("datasets", "variants")
 DATASET_KEYS = ("classes", "download", "preprocess", "train")
 # Names become file names and stage names, so they may neither leave a folder nor need quoting.
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+# The parser in C, which DVC uses too, crashes on what is nested some 20,000 deep.
+DEEPEST = 5_000
+NESTING = re.compile(r"[ \t?:-]+")
 
 T = TypeVar("T")
+
+
+def load_yaml(text: str) -> Any:
+    """Return what a text in YAML holds, as DVC reads it: in YAML 1.2, where 1e-3 is a number.
+
+    Raises
+    ------
+    ValueError
+        If it is not valid, is nested too deeply, or gives two values the same anchor.
+    """
+    deepest = max((len(run) for run in NESTING.findall(text)), default=0)
+    if deepest > DEEPEST or text.count("[") + text.count("{") > DEEPEST:
+        raise ValueError("it is nested too deeply")
+    try:
+        return YAML(typ="safe").load(text)
+    except (YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
+        # Not all are YAMLErrors: an empty !!int is an IndexError, a table as a key a TypeError.
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -76,14 +97,11 @@ class Params:
         self.path = path
         self.read: dict[str, Any] = {}
         try:
-            # As DVC reads it: YAML 1.2, where 1e-3 is a number. The parser in C would crash on
-            # what is nested too deeply.
-            content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+            content = load_yaml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ParamsError(f"{path}: cannot be read ({error}); run from the root") from error
-        except (YAMLError, ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())
-            raise ParamsError(f"{path}: is not valid YAML: {reason}") from error
+        except ValueError as error:
+            raise ParamsError(f"{path}: is not valid YAML: {error}") from error
         self.content = _table(content, str(path))
         self._refuse_unknown(self.content, SECTIONS, "")
         rows = {table: self._rows(table) for table in RUN_KEYS}

@@ -79,7 +79,7 @@ def read(table: Path | TextIO) -> Predictions:
 
     Raises
     ------
-    OSError, KeyError, ValueError
+    OSError, KeyError, ValueError, OverflowError
         If it is none, as pandas tells it.
     """
     with (

@@ -102,7 +102,7 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
     try:
         with np.errstate(invalid="ignore"):  # pandas refuses itself what is no whole number
             return pd.read_csv(path, dtype=COLUMNS[kind])[list(COLUMNS[kind])]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, OverflowError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -116,7 +116,7 @@ def read_predictions(path: Path) -> Predictions:
     """
     try:
         return predictions.read(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, OverflowError) as error:
         raise _unreadable(path, error) from error
 
 

@@ -17,16 +17,11 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline import paths, predictions
 from pipeline.errors import DataError
+from pipeline.params import load_yaml
 from pipeline.predictions import Predictions
-
-# The parser in C, which DVC uses too, crashes on what is nested some 20,000 deep.
-DEEPEST = 5_000
-NESTING = re.compile(r"[ \t?:-]+")
 
 WORKSPACE = "workspace"
 LOCK = Path("dvc.lock")
@@ -220,12 +215,9 @@ def parse_yaml(place: str, text: str) -> dict[str, Any]:
         If it is no such file.
     """
     try:
-        deepest = max((len(run) for run in NESTING.findall(text)), default=0)
-        if deepest > DEEPEST or text.count("[") + text.count("{") > DEEPEST:
-            raise ValueError("it is nested too deeply")
-        content = YAML(typ="safe").load(text)
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{place} is not valid YAML: {_flat(error)}") from error
+        content = load_yaml(text)
+    except ValueError as error:
+        raise DataError(f"{place} is not valid YAML: {error}") from error
     return _table_at(place, content)
 
 
@@ -271,7 +263,7 @@ def parse_predictions(name: str, text: str) -> Predictions:
     """
     try:
         return predictions.read(io.StringIO(text))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OverflowError) as error:
         raise DataError(f"{name}: predictions cannot be read ({_flat(error)})") from error
 
 

@@ -221,7 +221,7 @@ def summarise(trainings: Mapping[int, Trained], parameters: int, batch_size: int
         "parameters": parameters,
         "steps": steps,
         "samples": steps * batch_size,
-        "epochs": round(last[0]["epoch"], 3),
+        "epochs": round(last[0]["epoch"], 4),
         "validation_loss": round(statistics.mean(row["loss"] for row in last), 6),
         "validation_accuracy": round(statistics.mean(row["accuracy"] for row in last), 6),
         "seconds": round(statistics.mean(each.training_seconds for each in took), 1),

@@ -29,6 +29,7 @@ def test_what_the_stages_wrote_is_read(project: Path) -> None:
         "a\n\x00",
         "index,label,prediction",
         "seed,index,label,prediction,confidence\n0,9e99,1,1,0.9\n",
+        f"seed,index,label,prediction,confidence\n0,{10**20},1,1,0.9\n",
     ],
 )
 def test_damaged_predictions_are_refused(project: Path, content: str) -> None:
@@ -39,10 +40,11 @@ def test_damaged_predictions_are_refused(project: Path, content: str) -> None:
         read_result("tiny", "tiny_conv")
 
 
-def test_a_table_with_a_number_out_of_range_is_refused(project: Path) -> None:
+@pytest.mark.parametrize("number", ["9e99", 10**20])
+def test_a_table_with_a_number_out_of_range_is_refused(project: Path, number: object) -> None:
     """A whole number that is none ends in the error by name, with no warning beside it."""
     write_result(make_result("tiny_conv", 3))
-    paths.footprint("tiny", "tiny_conv").write_text("chunk_size,peak_memory_mb\n9e99,1\n")
+    paths.footprint("tiny", "tiny_conv").write_text(f"chunk_size,peak_memory_mb\n{number},1\n")
     with pytest.raises(DataError, match=r"tiny_conv\.csv: cannot be read"):
         read_result("tiny", "tiny_conv")
 

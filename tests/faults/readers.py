@@ -102,10 +102,11 @@ def prepare(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
     predictions = ",".join(COLUMNS) + "\n0,0,1,1,0.9\n0,1,2,3,0.8\n"
     metrics = {"n": 10, "errors": 1, "accuracy": 0.9, "evaluation": {"chunk_size": 3}}
     promises = struct.pack(">4I", 0x803, 2**31, 2**16, 2**16)
+    nested = (b"[" * 2000, b"[" * 2000 + b"]" * 2000)
     return {
         "idx": (read_idx, [plain, gzip.compress(plain), promises, gzip.compress(promises)]),
         "npy": (read_npy, [(folder / "images.npy").read_bytes()]),
-        "params": (read_params, [(ROOT / "params.yaml").read_bytes(), b"[" * 2000, b"a: " * 99]),
+        "params": (read_params, [(ROOT / "params.yaml").read_bytes(), *nested, b"a: " * 99]),
         "model": (read_model, [(folder / "model").read_bytes()]),
         "checkpoint": (read_checkpoint, [saved.read_bytes()]),
         "predictions": (read_predictions, [predictions.encode()]),

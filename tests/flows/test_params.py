@@ -68,6 +68,7 @@ def test_the_projects_own_params_keep_every_line(tmp_path: Path) -> None:
         ("train.rate", "expected key=value"),
         ("train.rate=", "expected key=value"),
         ("train.rate=[", "is not a value in YAML"),
+        ("train.rate=[&a 1, &a 2]", "is not a value in YAML"),
     ],
 )
 def test_what_cannot_be_set_is_refused(params: Path, assignment: str, message: str) -> None:
@@ -81,10 +82,11 @@ def test_a_file_that_is_missing_or_broken_is_one_line(tmp_path: Path) -> None:
     """Without a readable params.yaml nothing can be set."""
     with pytest.raises(ParamsError, match="cannot be read"):
         set_params(tmp_path, ["a=1"])
-    (tmp_path / "params.yaml").write_text("a: [")
-    with pytest.raises(ParamsError, match="cannot be read") as error:
-        set_params(tmp_path, ["a=1"])
-    assert "\n" not in str(error.value)
+    for broken in ("a: [", "a: &x 1\nb: &x 2"):
+        (tmp_path / "params.yaml").write_text(broken)
+        with pytest.raises(ParamsError, match="cannot be read") as error:
+            set_params(tmp_path, ["a=1"])
+        assert "\n" not in str(error.value)
 
 
 def test_a_change_can_be_for_a_while(params: Path) -> None:
