@@ -64,7 +64,7 @@ def test_a_section_is_typed_and_immutable(params_file: Path) -> None:
         ("a: !!int abc", "is not valid YAML"),
         ("a: !!int ''", "is not valid YAML"),
         ("a: !!bool maybe", "is not valid YAML"),
-        ("? {a: 1}\n: 2", "is not valid YAML"),
+        ("? [{a: 1}]\n: 2", "is not valid YAML"),
         ("[" * 10_000, "is not valid YAML: it is nested too deeply"),
         ("a: &x 1\nb: &x 2", "is not valid YAML: found duplicate anchor"),
         ("a: [", "is not valid YAML"),
