@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -259,19 +259,31 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def run(*command: str, cwd: Path) -> str:
-    """Run a command as a user would, and return what it printed."""
+def _succeed(
+    command: Sequence[str], cwd: Path, timeout_s: float
+) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
         command,
         cwd=cwd,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_s,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def run(*command: str, cwd: Path) -> str:
+    """Run a command as a user would, and return what it printed."""
+    done = _succeed(command, cwd, timeout_s=300)
     return done.stdout + done.stderr
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """Run code in a Python of its own, and return what it wrote to stdout."""
+    return _succeed([sys.executable, "-c", code, *arguments], ROOT, timeout_s=120).stdout
 
 
 @pytest.fixture(scope="session")

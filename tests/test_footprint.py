@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -9,12 +7,11 @@ import pytest
 from pipeline import footprint, paths
 from pipeline.data import save_split
 from tests.conftest import (
-    ROOT,
     assert_one_clear_line,
     edit_params,
-    environment,
     make_images,
     no_parts,
+    run_python,
     run_stage,
 )
 
@@ -58,10 +55,7 @@ print(json.dumps(rows))
 
 def measure_apart(folder: Path, free: float) -> tuple[list[footprint.Row], str]:
     """Measure alexnet_norm on 20 and 600 images; return the rows, and all that was printed."""
-    output = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(folder), str(free)],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=True,
-    ).stdout  # fmt: skip
+    output = run_python(MEASURE, str(folder), str(free))
     return [footprint.Row(*row) for row in json.loads(output.splitlines()[-1])], output
 
 

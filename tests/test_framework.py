@@ -1,14 +1,4 @@
-import subprocess
-import sys
-
-from tests.conftest import environment
-
-
-def run(code: str) -> str:
-    command = [sys.executable, "-c", code]
-    return subprocess.run(
-        command, env=environment(), capture_output=True, text=True, check=True, timeout=120
-    ).stdout
+from tests.conftest import run_python
 
 
 def test_stages_that_compute_import_nothing_that_they_do_not_use() -> None:
@@ -18,7 +8,7 @@ import sys
 from pipeline import evaluate, footprint, train
 print(sorted({"keras", "tensorflow", "sklearn", "scipy", "pandas"} & set(sys.modules)))
 """
-    assert run(code) == "['keras', 'tensorflow']\n"
+    assert run_python(code) == "['keras', 'tensorflow']\n"
 
 
 def test_what_was_left_out_can_be_imported_later() -> None:
@@ -26,11 +16,11 @@ def test_what_was_left_out_can_be_imported_later() -> None:
     later = (
         "from pipeline import framework; import pandas, scipy, sklearn; print(pandas.Series([1]))"
     )
-    assert "int64" in run(later)
+    assert "int64" in run_python(later)
     before = (
         "import pandas, sklearn; from pipeline.framework import keras; print(pandas.Series([1]))"
     )
-    assert "int64" in run(before)
+    assert "int64" in run_python(before)
 
 
 def test_settings_are_made_before_tensorflow_reads_them() -> None:
@@ -40,4 +30,4 @@ from pipeline.framework import keras, tf
 from tensorflow.python.util import _pywrap_util_port
 print(keras.backend.backend(), _pywrap_util_port.IsMklEnabled())
 """
-    assert run(code) == "tensorflow True\n"
+    assert run_python(code) == "tensorflow True\n"

@@ -1,7 +1,3 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -11,7 +7,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from pipeline import model
 from pipeline.learner import Learner, RunningMean, make_validation
 from pipeline.metrics import log_softmax
-from tests.conftest import ROOT, environment, make_images
+from tests.conftest import make_images, run_python
 
 BATCH_SIZE = 12
 
@@ -119,13 +115,9 @@ np.testing.assert_allclose(shared_means, means, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_two_devices_share_a_batch_and_learn_what_one_learns(tmp_path: Path) -> None:
+def test_two_devices_share_a_batch_and_learn_what_one_learns() -> None:
     """On two logical devices a batch is shared: the same sums, and the same bits each time."""
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES], cwd=ROOT, env=environment(), capture_output=True,
-        text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_python(TWO_DEVICES)
 
 
 def test_a_running_mean_begins_again_once_it_is_taken() -> None:
