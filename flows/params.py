@@ -9,7 +9,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from flows.errors import ParamsError
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, one_line
 from pipeline.params import Params, load_yaml, nearest
 
 PARAMS_FILE = "params.yaml"
@@ -39,7 +39,7 @@ def set_params(root: Path, assignments: Sequence[str]) -> None:
         for assignment in assignments:
             text = _assign(text, assignment)
     except (OSError, ValueError, YAMLError, RecursionError) as error:
-        raise ParamsError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise ParamsError(f"{path}: cannot be read ({one_line(error)})") from error
     part = path.with_name(f"{path.name}.part")
     try:
         part.write_text(text, encoding="utf-8")

@@ -3,6 +3,8 @@
 import httpx
 from prefect.settings import PREFECT_API_URL
 
+from pipeline.errors import one_line
+
 
 def explain(error: Exception) -> str:
     """Return what is wrong with the server, and what helps, in one line."""
@@ -12,7 +14,7 @@ def explain(error: Exception) -> str:
             f"Prefect: {PREFECT_API_URL.value()} refuses who we are ({status}); set "
             "PREFECT_API_AUTH_STRING to the server's own string"
         )
-    told = " ".join(str(error).split())
+    told = one_line(error)
     where = PREFECT_API_URL.value()
     at = f" ({where})" if where and where not in told else ""
     return f"Prefect: {told}{at}; start that server, or unset PREFECT_API_URL for a temporary one"

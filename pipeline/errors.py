@@ -12,6 +12,11 @@ PipelineError
 """
 
 
+def one_line(error: Exception) -> str:
+    """Return what a library's error says, on one line: many have several."""
+    return " ".join(str(error).split())
+
+
 class PipelineError(Exception):
     """What went wrong, what was expected and received, and the remedy, in one line."""
 

@@ -17,7 +17,7 @@ import safetensors.numpy
 from pydantic import Field, ValidationError
 
 from pipeline.convolution import Conv2D
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, one_line
 from pipeline.files import whole_file
 from pipeline.framework import keras, tf
 from pipeline.params import Section
@@ -317,6 +317,6 @@ def load(path: Path, precision: str = "float32") -> LoadedModel:
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as a model ({error}); {remedy}") from error
     except (ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ModelError(f"{path}: its description is damaged ({reason}); {remedy}") from error
     return loaded

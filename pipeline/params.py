@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import paths
-from pipeline.errors import ParamsError
+from pipeline.errors import ParamsError, one_line
 
 SECTIONS = (
     "run", "datasets", "variants", "preprocess", "train", "evaluate", "footprint", "report",
@@ -47,7 +47,7 @@ def load_yaml(text: str) -> Any:
         return YAML(typ="safe").load(text)
     except (YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
         # Not all are YAMLErrors: an empty !!int is an IndexError, a table as a key a TypeError.
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_line(error)) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

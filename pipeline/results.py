@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import paths, predictions
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
 from pipeline.predictions import Predictions
 
 COLUMNS = {
@@ -121,5 +121,5 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     return DataError(f"{path}: cannot be read ({reason}); run the stage that writes it again")

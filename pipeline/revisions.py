@@ -19,7 +19,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline import paths, predictions
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
 from pipeline.params import load_yaml
 from pipeline.predictions import Predictions
 
@@ -88,8 +88,7 @@ class Revisions:
         try:
             self.repo = Repo(str(root))
         except DvcException as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{root}: is not a DVC repository ({reason})") from error
+            raise DataError(f"{root}: is not a DVC repository ({one_line(error)})") from error
         self.tables: dict[str, Predictions | None] = {}
 
     def read(self, name: str) -> dict[Key, Measured]:
@@ -264,7 +263,7 @@ def parse_predictions(name: str, text: str) -> Predictions:
     try:
         return predictions.read(io.StringIO(text))
     except (ValueError, KeyError, OverflowError) as error:
-        raise DataError(f"{name}: predictions cannot be read ({_flat(error)})") from error
+        raise DataError(f"{name}: predictions cannot be read ({one_line(error)})") from error
 
 
 def parse_metrics(name: str, path: Path, text: str) -> dict[str, Any]:
@@ -279,12 +278,8 @@ def parse_metrics(name: str, path: Path, text: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(text)
         Counts.model_validate(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: {path} cannot be read ({_flat(error)})") from error
+        raise DataError(f"{name}: {path} cannot be read ({one_line(error)})") from error
     return content
-
-
-def _flat(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def inputs_of(stages: dict[str, Any], key: Key) -> Iterator[tuple[str, Any]]:
