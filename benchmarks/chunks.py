@@ -107,6 +107,7 @@ def _measure(
     with (
         SplitReader(test) as reader,
         tempfile.TemporaryFile("w") as predictions,
+        tempfile.TemporaryFile("w") as mistakes,
         Progress("evaluate", len(reader), "images", rate_unit="images") as progress,
     ):
         if plain:
@@ -114,7 +115,7 @@ def _measure(
             totals = Totals(CLASSES)
             totals.add(loaded.network(images).numpy(), labels)
             return {"errors": totals.errors}
-        evaluated = evaluate.evaluate(loaded, 0, reader, chosen, predictions, progress)
+        evaluated = evaluate.evaluate(loaded, 0, reader, chosen, predictions, mistakes, progress)
     totals = evaluated.totals
     figures: dict[str, Any] = evaluate.summarise({0: evaluated}, precision)["evaluation"]
     return {"images": totals.n, "errors": totals.errors} | figures

@@ -46,7 +46,9 @@ def run_stage(
     root: Path,
     stage: str,
     *,
-    options: Sequence[str] = (),
+    force: bool = False,
+    pull: bool = False,
+    lost: bool = False,
     environment: Mapping[str, str] | None = None,
     held: Sequence[int] = (),
     timeout_s: float | None = None,
@@ -61,8 +63,12 @@ def run_stage(
         The workspace.
     stage : str
         As DVC addresses it.
-    options : sequence of str
-        More options of ``dvc repro``, such as ``--force``.
+    force : bool
+        Run it though nothing changed.
+    pull : bool
+        Fetch its inputs and its earlier runs first, see `flows.single`.
+    lost : bool
+        With `pull`: run it though only its outputs are missing.
     environment : mapping
         Variables to set for the stage's command.
     held : sequence of int
@@ -85,9 +91,10 @@ def run_stage(
     """
     stop = stop or threading.Event()
     adopt_orphans()
+    command = _command(stage, force, pull, lost)
     for _ in range(BUSY_TRIES):
         try:
-            return _run_once(root, stage, options, environment, held, timeout_s, stop, on_line)
+            return _run_once(root, stage, command, environment, held, timeout_s, stop, on_line)
         except _Busy:
             # More or less, so that two that met do not meet again.
             if stop.wait(BUSY_WAIT_S * random.uniform(0.5, 1.5)):  # noqa: S311
@@ -95,19 +102,25 @@ def run_stage(
     raise StageFailed(f"{stage}: DVC's read-write lock was busy {BUSY_TRIES} times")
 
 
+def _command(stage: str, force: bool, pull: bool, lost: bool) -> list[str]:
+    how = ["--force"] * force
+    if pull:
+        return [sys.executable, "-m", "flows.single", stage, *how, *["--lost"] * lost]
+    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *how, stage]
+
+
 def _run_once(
     root: Path,
     stage: str,
-    options: Sequence[str],
+    command: Sequence[str],
     environment: Mapping[str, str] | None,
     held: Sequence[int],
     timeout_s: float | None,
     stop: threading.Event,
     on_line: Callable[[str], None],
 ) -> Outcome:
-    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
     process = subprocess.Popen(  # noqa: S603 - the command is DVC's
-        [sys.executable, "-S", "-E", supervise.__file__, *dvc, *options, stage],
+        [sys.executable, "-S", "-E", supervise.__file__, *command],
         cwd=root,
         env=_environment(environment or {}),
         stdin=subprocess.PIPE,
@@ -195,9 +208,20 @@ def _judge(stage: str, status: int, output: _Output) -> Outcome:
         raise _Busy
     if status < 0:
         raise StageFailed(f"{stage}: was killed by {signal.Signals(-status).name}")
-    errors = [line for line in output.lines if line.lower().startswith("error")]
-    reason = errors[0] if errors else f"exit status {status}"
-    raise StageFailed(f"{stage}: {reason.removeprefix('error: ').removeprefix('ERROR: ')}")
+    raise StageFailed(f"{stage}: {_reason(output.lines) or f'exit status {status}'}")
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """Return why a stage failed: its own error, or else its last line; with what DVC says of it."""
+    own = [line for line in lines if line.startswith("error: ")]
+    if own:
+        return own[0].removeprefix("error: ")
+    begin = next((n for n, line in enumerate(lines) if line.startswith("ERROR: ")), len(lines))
+    said = [" ".join(lines[begin:]).removeprefix("ERROR: ")]
+    before = lines[begin - 1] if begin else ""
+    if not before.startswith(("> ", "Running stage '", "Stage '")):
+        said.append(before)
+    return "; ".join(filter(None, said))
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

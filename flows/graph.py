@@ -1,7 +1,7 @@
 """dvc.yaml's graph, read through DVC itself: which stages there are, and which of them changed."""
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Any
 from dvc.config import NoRemoteError
 from dvc.dvcfile import PROJECT_FILE
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.utils.serialize import modify_yaml, parse_yaml
 
 from flows.errors import GraphError
 from flows.policy import Policy, read_policy
+from flows.remote import (
+    find_lost,
+    inputs_of,
+    is_recorded,
+    only_misses,
+    push_files,
+    push_runs,
+)
 
 if TYPE_CHECKING:
+    from dvc.output import Output
     from dvc.stage import Stage
 
 
@@ -41,6 +50,8 @@ class Node:
         to date.
     missing : tuple of str
         What is not here but was, and may come from a remote.
+    lost : tuple of str
+        Outputs that a run with ``--pull`` needs, and that are nowhere: it has to make them.
     in_git : tuple of str
         What it writes that git keeps: outputs that DVC does not cache, and the lists of those that
         it does, below the root.
@@ -51,14 +62,22 @@ class Node:
     policy: Policy
     changes: tuple[str, ...]
     missing: tuple[str, ...]
+    lost: tuple[str, ...]
     in_git: tuple[str, ...]
 
     def reasons(self, allow_missing: bool = False) -> tuple[str, ...]:
         """Return why the stage is to be run; a missing file is a reason unless it may be."""
-        return self.changes if allow_missing else self.changes + self.missing
+        return self.changes + self.lost + (() if allow_missing else self.missing)
 
 
-def read_graph(root: Path, targets: Sequence[str] = ()) -> list[Node]:
+def read_graph(
+    root: Path,
+    targets: Sequence[str] = (),
+    *,
+    force: bool = False,
+    pull: bool = False,
+    push: bool = False,
+) -> list[Node]:
     """Return the stages that `targets` need, each one behind those that it depends on.
 
     Parameters
@@ -67,11 +86,19 @@ def read_graph(root: Path, targets: Sequence[str] = ()) -> list[Node]:
         The DVC repository.
     targets : sequence of str
         As ``dvc repro`` takes them; all stages of dvc.yaml if there are none.
+    force : bool
+        Whether all stages will run.
+    pull : bool
+        Whether to look for what is missing in the cache and the remote. Needed is what a stage
+        that may run reads; if that is nowhere, the stage that makes it may run as well.
+    push : bool
+        With `pull`, all outputs are needed: the remote is to have them.
 
     Raises
     ------
     GraphError
-        If the repository or its dvc.yaml cannot be read, has a cycle, or lacks a target.
+        If the repository or its dvc.yaml cannot be read, has a cycle, or lacks a target; or if the
+        remote does not answer, or what is needed is nowhere and no stage makes it.
     PolicyError
         If a stage's ``meta`` is wrong.
     """
@@ -79,26 +106,94 @@ def read_graph(root: Path, targets: Sequence[str] = ()) -> list[Node]:
         graph = get_active_graph(repo.index.graph)
         wanted = collect_stages(repo, targets or [PROJECT_FILE])
         stages: list[Stage] = plan_repro(graph, wanted)
-        return [_read_node(stage, graph, root.resolve()) for stage in stages]
+        upstream = {stage: list(graph.successors(stage)) for stage in stages}
+        changes = {stage: changes_of(stage, upstream[stage]) for stage in stages}
+        may_run = {stage for stage in stages if force or changes[stage][0]}
+        lost = _find_lost(upstream, may_run, push=push) if pull else {}
+        return [
+            Node(
+                name=stage.addressing,
+                upstream=tuple(sorted(each.addressing for each in upstream[stage])),
+                policy=read_policy(stage.addressing, stage.meta, bool(stage.is_import)),
+                changes=tuple(changes[stage][0]),
+                missing=tuple(changes[stage][1]),
+                lost=tuple(
+                    f"{out} is neither in the cache nor in the remote"
+                    for out in lost.get(stage, [])
+                ),
+                in_git=tuple(_in_git(stage, root.resolve())),
+            )
+            for stage in stages
+        ]
 
 
-def _read_node(stage: "Stage", graph: Any, root: Path) -> Node:
+def changes_of(stage: "Stage", upstream: Sequence["Stage"]) -> tuple[list[str], list[str]]:
+    """Return why DVC would run a stage, and which of its files are not here but were.
+
+    Parameters
+    ----------
+    stage : Stage
+    upstream : sequence of Stage
+        Those that it depends on.
+    """
+    inputs = inputs_of(stage, upstream)
+    was_here = {f"{how}{out}" for out in stage.outs if out.hash_info for how in MISSING} | {
+        f"{how} {dep}"
+        for dep in stage.deps
+        for how in ("deleted", "modified")
+        if only_misses(dep, inputs)
+    }
     status = list(_changes(stage.status(check_updates=True)))
-    missing = [change for change in status if change.startswith(MISSING)]
-    return Node(
-        name=stage.addressing,
-        upstream=tuple(sorted(each.addressing for each in graph.successors(stage))),
-        policy=read_policy(stage.addressing, stage.meta, bool(stage.is_import)),
-        changes=tuple(change for change in status if change not in missing),
-        missing=tuple(missing),
-        in_git=tuple(_in_git(stage, root)),
+    return (
+        [change for change in status if change not in was_here],
+        [change for change in status if change in was_here],
     )
+
+
+def _find_lost(
+    upstream: Mapping["Stage", Sequence["Stage"]], may_run: set["Stage"], *, push: bool
+) -> dict["Stage", list["Output"]]:
+    """Return the outputs that are needed and nowhere, by the stage that has to make them.
+
+    Parameters
+    ----------
+    upstream : dict of Stage to sequence of Stage
+        The stages, each one behind those that it depends on.
+    may_run : set of Stage
+        Those that changed.
+    push : bool
+        Whether all outputs are needed.
+    """
+    everything = [out for stage in upstream for out in stage.outs if is_recorded(out)]
+    nowhere = set(find_lost(everything)) if push or may_run else set()
+    lost: dict[Stage, list[Output]] = {}
+    if push:
+        for out in nowhere:
+            if out.stage.cmd:
+                lost.setdefault(out.stage, []).append(out)
+    while True:
+        running = may_run | lost.keys()
+        for stage in upstream:  # what depends on a stage that runs may run
+            if not running.isdisjoint(upstream[stage]):
+                running.add(stage)
+        found = {
+            out for stage in running for out in inputs_of(stage, upstream[stage]) if out in nowhere
+        } - {out for outs in lost.values() for out in outs}
+        if not found:
+            return lost
+        for out in found:
+            if not out.stage.cmd:
+                raise GraphError(
+                    f"{out}: is neither here, in DVC's cache nor in its remote, and no stage makes "
+                    f"it; bring it back, or dvc push it from where it is"
+                )
+            lost.setdefault(out.stage, []).append(out)
 
 
 @contextmanager
 def reading(root: Path) -> Iterator[Repo]:
     """Open a repository under its lock; DVC names stages as seen from the current folder."""
-    with _explained(root), chdir(root), Repo(str(root)) as repo, repo.lock:
+    with _explained(root), chdir(root), Repo(str(root)) as repo, lock_repo(repo):
         yield repo
 
 
@@ -156,26 +251,31 @@ def require_remote(root: Path) -> None:
             ) from None
 
 
-def push_uncached(root: Path, nodes: Sequence[Node]) -> None:
-    """Send what ``dvc push --run-cache`` leaves out: outputs that git keeps, such as metrics.
-
-    The run-cache needs them to restore a stage in another clone, where git may not have them yet.
+def push_outputs(root: Path, nodes: Sequence[Node]) -> None:
+    """Send the stages' outputs to DVC's remotes, and their runs, so that others can restore them.
 
     Raises
     ------
     GraphError
-        If the remote cannot be had.
+        If a remote does not take them.
     """
     names = {node.name for node in nodes}
     with reading(root) as repo:
-        hashes = [
-            out.hash_info
-            for stage in repo.index.stages
-            if stage.addressing in names
-            for out in stage.outs
-            if out.hash_info and not out.use_cache and repo.cache.local.exists(out.hash_info.value)
-        ]
-        repo.cloud.push(hashes)
+        stages = [stage for stage in repo.index.stages if stage.addressing in names]
+        # What is not here was not needed, since the remote has it.
+        here = [out for stage in stages for out in stage.outs if out.use_cache and out.exists]
+        try:
+            if here:
+                push_files(repo, here)
+                repo.push([out.fs_path for out in here])
+            push_runs(repo, stages)
+        # Each kind of remote has a library of its own, with errors of its own.
+        except Exception as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise GraphError(
+                f"{root}: what was made could not be sent to DVC's remote ({said}); it is in DVC's "
+                "cache here: run again when the remote answers"
+            ) from error
 
 
 def order_lock(root: Path, nodes: Sequence[Node]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.errors import RecordError
-from flows.graph import LOCK_FILE, Node, push_uncached, require_remote
+from flows.graph import LOCK_FILE, Node, require_remote
 from flows.params import PARAMS_FILE
 
 Record = Literal["commit", "experiment"]
@@ -190,12 +190,6 @@ def record_result(
     return f"experiment {experiment}" if experiment else "nothing new to save"
 
 
-def push_data(root: Path, nodes: Sequence[Node]) -> None:
-    """Send data, models and the run-cache to DVC's remote."""
-    _run(root, *DVC, "push", "--run-cache")
-    push_uncached(root, nodes)
-
-
 def push_commit(root: Path) -> None:
     """Send the branch's head to its remote.
 
@@ -216,7 +210,7 @@ def push_commit(root: Path) -> None:
 
 
 def push_experiment(root: Path, name: str) -> None:
-    """Send an experiment's commit to the git remote; `push_data` sent its data."""
+    """Send an experiment's commit to the git remote; `push_outputs` sent its data."""
     _run(root, *DVC, "exp", "push", "--no-cache", _remote(root), name)
 
 

@@ -33,9 +33,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish_results
 from flows.errors import FlowError, RunFailed
-from flows.graph import read_graph
+from flows.graph import push_outputs, read_graph
 from flows.params import changed_params, set_params
-from flows.record import Record, push_data, record_result, require_recordable, require_unchanged
+from flows.record import Record, record_result, require_recordable, require_unchanged
 from flows.server import explain
 from flows.slots import hold_workspace
 from flows.stages import Reproduction, run_stages
@@ -90,7 +90,7 @@ def reproduce(
         reproduction = Reproduction(root, jobs, force, pull, keep_going, terminal)
         for name in remove_damaged(root, only_missing=True):
             terminal.say(f"{name}: its copy in DVC's cache was damaged, and is not restored")
-        nodes = read_graph(root, targets or [])
+        nodes = read_graph(root, targets or [], force=force, pull=pull, push=push)
         message, is_whole = run_stages(nodes, reproduction)
         terminal.say(f"{message} (in {duration(time.monotonic() - begin)})")
         publish_results(root, nodes)
@@ -99,7 +99,7 @@ def reproduce(
         if not is_whole:
             raise RunFailed(message)
         if push:
-            push_data(root, nodes)
+            push_outputs(root, nodes)
         if record:
             nodes = read_graph(root, targets or [])
             require_unchanged(nodes)
@@ -112,10 +112,10 @@ def reproduce(
     return Completed(message=message)
 
 
-def show_plan(root: Path, targets: Sequence[str], force: bool, pull: bool) -> None:
+def show_plan(root: Path, targets: Sequence[str], force: bool, pull: bool, push: bool) -> None:
     """Print what would run, and why, without a server."""
     may_run: set[str] = set()
-    for node in read_graph(root, targets):
+    for node in read_graph(root, targets, force=force, pull=pull, push=push):
         behind = [name for name in node.upstream if name in may_run]
         reasons = node.reasons(allow_missing=pull)
         if reasons or force:
@@ -184,7 +184,7 @@ def run(parsed: argparse.Namespace) -> None:
     require_recordable(root, parsed.record, pull=parsed.pull, push=parsed.push)
     if parsed.dry_run:
         with changed_params(root, parsed.params):
-            show_plan(root, parsed.targets, parsed.force, parsed.pull)
+            show_plan(root, parsed.targets, parsed.force, parsed.pull, parsed.push)
         return
     arguments = {key: value for key, value in vars(parsed).items() if key != "dry_run"}
     state = reproduce(**arguments, return_state=True)

@@ -74,7 +74,6 @@ class Reproduction:
 
     def _run_process(self, node: Node, on_line: Callable[[str], None]) -> Outcome:
         policy = node.policy
-        options = ["--force"] * self.force + ["--pull", "--allow-missing"] * self.pull
 
         def take(line: str) -> None:
             on_line(line)
@@ -87,7 +86,9 @@ class Reproduction:
                 outcome = run_stage(
                     self.root,
                     node.name,
-                    options=options,
+                    force=self.force,
+                    pull=self.pull,
+                    lost=bool(node.lost),
                     environment=environment,
                     held=held,
                     timeout_s=policy.timeout_minutes and policy.timeout_minutes * 60,

@@ -215,6 +215,7 @@ def evaluate(
     reader: SplitReader,
     chunk_size: int,
     predictions: IO[str],
+    mistakes: IO[str],
     progress: Progress,
 ) -> Evaluated:
     """Measure a model on a whole test set.
@@ -228,8 +229,9 @@ def evaluate(
         Of the test split.
     chunk_size : int
         Images at once.
-    predictions : text file
-        Takes a CSV row for each image, under `COLUMNS`.
+    predictions, mistakes : text file
+        Take a CSV row under `COLUMNS`, the one for each image, the other for those that are
+        classified wrongly.
     progress : Progress
         Advanced by images.
     """
@@ -242,10 +244,11 @@ def evaluate(
         predicted, confidences = totals.add(logits, labels)
         indices = range(start, start + len(labels))
         columns = (array.tolist() for array in (labels, predicted, confidences))
-        predictions.writelines(
-            f"{seed},{index},{label},{prediction},{confidence:.6f}\n"
-            for index, label, prediction, confidence in zip(indices, *columns, strict=True)
-        )
+        for index, label, prediction, confidence in zip(indices, *columns, strict=True):
+            row = f"{seed},{index},{label},{prediction},{confidence:.6f}\n"
+            predictions.write(row)
+            if label != prediction:
+                mistakes.write(row)
         progress.advance(len(labels), f"{totals.errors} errors")
     seconds = time.perf_counter() - begin
     return Evaluated(totals, seconds, memory.peak_mb(), forward.chunk_size, forward.backoffs)
@@ -315,8 +318,10 @@ def main(dataset: str, variant: str) -> None:
                 rate_unit="images",
             ) as progress,
             whole_file(paths.predictions(dataset, variant), "w") as predictions,
+            whole_file(paths.mistakes(dataset, variant), "w") as mistakes,
         ):
-            predictions.write(",".join(COLUMNS) + "\n")
+            for table in (predictions, mistakes):
+                table.write(",".join(COLUMNS) + "\n")
             for seed in seeds:
                 loaded = load_for(reader, paths.model(dataset, variant, seed), precision)
                 chunk_size = min(
@@ -326,7 +331,7 @@ def main(dataset: str, variant: str) -> None:
                     else settings.chunk_size,
                 )
                 evaluations[seed] = evaluate(
-                    loaded, seed, reader, chunk_size, predictions, progress
+                    loaded, seed, reader, chunk_size, predictions, mistakes, progress
                 )
     metrics = summarise(evaluations, precision)
     write_text(paths.reliability(dataset, variant), reliability(evaluations))

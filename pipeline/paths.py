@@ -53,6 +53,11 @@ def predictions(dataset: str, variant: str) -> Path:
     return Path("predictions") / dataset / f"{variant}.csv"
 
 
+def mistakes(dataset: str, variant: str) -> Path:
+    """Return the wrong predictions alone, which git keeps and the report reads."""
+    return Path("mistakes") / dataset / f"{variant}.csv"
+
+
 def metrics(dataset: str, variant: str) -> Path:
     """Return the test-set metrics."""
     return Path("metrics") / dataset / f"{variant}.json"

@@ -4,7 +4,7 @@ The table that `pipeline.evaluate` wrote is read a block at a time; of what is r
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -33,7 +33,8 @@ class Predictions:
     mistakes : DataFrame
         A row of `COLUMNS` for each wrong prediction.
     test_set : str
-        A hash of the images' indices and labels, as the first seed has them.
+        A hash of the images' indices and labels, as the first seed has them; empty where it is
+        known which test set it is.
     """
 
     images: dict[int, int]
@@ -72,6 +73,35 @@ class Predictions:
         """Return the wrong predictions with the highest confidence, each image once."""
         wrong = self.mistakes.sort_values(["confidence", "index"], ascending=[False, True])
         return wrong.drop_duplicates("index").head(shown)
+
+
+def from_mistakes(table: Path | TextIO, seeds: Sequence[int], labels: Sequence[int]) -> Predictions:
+    """Return what the mistakes of a test set, and the number of its labels, say of it.
+
+    Parameters
+    ----------
+    table : Path or text file
+        A row of `COLUMNS` for each wrong prediction.
+    seeds : sequence of int
+        Those of the variant.
+    labels : sequence of int
+        How many test images each class has.
+
+    Raises
+    ------
+    OSError, KeyError, ValueError, OverflowError
+        If it is not a valid table, or has more mistakes than images.
+    """
+    with np.errstate(invalid="ignore"):  # pandas refuses itself what is no whole number
+        mistakes = pd.read_csv(table, dtype=COLUMNS)[list(COLUMNS)]
+    if not set(mistakes["seed"]) <= set(seeds):
+        raise ValueError(f"expected the seeds {[*seeds]}, received {sorted({*mistakes['seed']})}")
+    wrong = mistakes["label"].value_counts()
+    right = len(seeds) * pd.Series(labels, dtype="int64")
+    right = right.sub(wrong, fill_value=0).astype("int64")
+    if (right < 0).any():
+        raise ValueError(f"more mistakes than images of label {right.idxmin()}")
+    return Predictions(dict.fromkeys(seeds, sum(labels)), right, mistakes, test_set="")
 
 
 def read(table: Path | TextIO) -> Predictions:

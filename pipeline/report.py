@@ -407,8 +407,10 @@ def main(dataset: str) -> None:
         "evaluate": evaluate,
         "variants": {name: table[name] for name in variants},
     }
-    results = [read_result(dataset, variant) for variant in variants]
-    origin = describe_origin(results, read_json(paths.summary(dataset)), made_with)
+    summary = read_json(paths.summary(dataset))
+    labels: list[int] = summary["images_per_class"]["test"]
+    results = [read_result(dataset, variant, labels) for variant in variants]
+    origin = describe_origin(results, summary, made_with)
     pairs = compare_pairs(results)
     with SplitReader(paths.prepared(dataset, "test")) as test:
         page = write_page(

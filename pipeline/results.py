@@ -1,6 +1,7 @@
 """What a variant's stages left behind, read for the report."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,19 +55,26 @@ class Result:
         return len(self.training["seeds"])
 
 
-def read_result(dataset: str, variant: str) -> Result:
+def read_result(dataset: str, variant: str, labels: Sequence[int]) -> Result:
     """Read a variant's results.
+
+    Parameters
+    ----------
+    dataset, variant : str
+    labels : sequence of int
+        How many test images each class has.
 
     Raises
     ------
     DataError
         If one is missing or damaged.
     """
+    training = read_json(paths.training(dataset, variant))
     return Result(
         variant,
-        read_json(paths.training(dataset, variant)),
+        training,
         read_json(paths.metrics(dataset, variant)),
-        read_predictions(paths.predictions(dataset, variant)),
+        read_mistakes(paths.mistakes(dataset, variant), training["seeds"], labels),
         read_table(paths.history(dataset, variant, "train"), "curve"),
         read_table(paths.history(dataset, variant, "validation"), "curve"),
         read_table(paths.reliability(dataset, variant), "reliability"),
@@ -106,8 +114,8 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
         raise _unreadable(path, error) from error
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Read a variant's predictions.
+def read_mistakes(path: Path, seeds: Sequence[int], labels: Sequence[int]) -> Predictions:
+    """Read a variant's mistakes.
 
     Raises
     ------
@@ -115,7 +123,7 @@ def read_predictions(path: Path) -> Predictions:
         If they are missing or damaged.
     """
     try:
-        return predictions.read(path)
+        return predictions.from_mistakes(path, seeds, labels)
     except (OSError, ValueError, KeyError, OverflowError) as error:
         raise _unreadable(path, error) from error
 

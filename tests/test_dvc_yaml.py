@@ -121,7 +121,12 @@ def test_a_stages_files_are_where_the_code_puts_them(stage: str) -> None:
             paths.history(d, v, "train"),
             paths.history(d, v, "validation"),
         ],
-        "evaluate": [paths.predictions(d, v), paths.metrics(d, v), paths.reliability(d, v)],
+        "evaluate": [
+            paths.predictions(d, v),
+            paths.mistakes(d, v),
+            paths.metrics(d, v),
+            paths.reliability(d, v),
+        ],
         "footprint": [paths.footprint(d, v)],
         "report": [paths.page(d), paths.report(d)],
     }
@@ -241,6 +246,7 @@ class TestRealRepository:
                 "models",
                 "history",
                 "predictions",
+                "mistakes",
                 "reliability",
                 "data/prepared",
                 "data/summary",

@@ -56,6 +56,9 @@ def test_metrics_and_predictions_agree_with_scikit_learn(trained: Path) -> None:
     metrics, predictions = run_with("auto")
     assert list(predictions.columns) == ["seed", "index", "label", "prediction", "confidence"]
     assert predictions["index"].tolist() == list(range(N))
+    wrong = predictions[predictions["label"] != predictions["prediction"]]
+    mistakes = pd.read_csv(paths.mistakes("tiny", "tiny_conv"))
+    pd.testing.assert_frame_equal(mistakes, wrong.reset_index(drop=True))
     assert predictions["label"].tolist() == make_images(N, seed=2).labels.tolist()
     assert metrics["n"] == N
     assert metrics["accuracy"] == oracle.accuracy_score(

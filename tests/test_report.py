@@ -25,6 +25,7 @@ from tests.conftest import (
 )
 from tests.test_predictions import TABLE
 
+LABELS = [2, 2, 2]  # test images of each class in TABLE
 SETTINGS = report.Report(surest_mistakes=2)
 
 
@@ -151,7 +152,7 @@ def write_result(result: Result) -> None:
     for path, content in (
         (paths.training("tiny", variant), json.dumps(result.training)),
         (paths.metrics("tiny", variant), json.dumps(result.metrics)),
-        (paths.predictions("tiny", variant), csv(TABLE)),
+        (paths.mistakes("tiny", variant), csv(result.predictions.mistakes)),
         (paths.history("tiny", variant, "train"), csv(result.training_curve)),
         (paths.history("tiny", variant, "validation"), csv(result.validation_curve)),
         (paths.reliability("tiny", variant), csv(result.reliability)),
@@ -167,7 +168,9 @@ def evaluated(project: Path) -> Path:
     write_result(make_result("tiny_dense", 3))
     save_split(paths.prepared("tiny", "test"), make_images(6, seed=2))
     paths.summary("tiny").parent.mkdir(parents=True)
-    paths.summary("tiny").write_text(json.dumps({"sha256": {"train_images": "0123abcd"}}))
+    paths.summary("tiny").write_text(
+        json.dumps({"sha256": {"train_images": "0123abcd"}, "images_per_class": {"test": LABELS}})
+    )
     return project
 
 

@@ -71,7 +71,7 @@ def read_checkpoint(folder: Path, content: bytes) -> object:
 
 def read_predictions(folder: Path, content: bytes) -> object:
     (folder / "predictions.csv").write_bytes(content)
-    results.read_predictions(folder / "predictions.csv")
+    results.read_mistakes(folder / "predictions.csv", [0], [5] * 10)
     return parse_predictions("HEAD", content.decode(errors="replace"))
 
 

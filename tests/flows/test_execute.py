@@ -44,7 +44,7 @@ def test_a_stage_runs_and_is_then_cached(make_repository: MakeRepository) -> Non
     assert run_stage(root, "source") is Outcome.CACHED
     (root / "dvc.lock").unlink()
     assert run_stage(root, "source") is Outcome.RESTORED
-    assert run_stage(root, "source", options=["--force"]) is Outcome.RAN
+    assert run_stage(root, "source", force=True) is Outcome.RAN
 
 
 def test_a_failed_command_says_why(make_repository: MakeRepository) -> None:

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from flows.errors import FlowError, GraphError, RecordError
-from flows.graph import read_graph
+from flows.graph import push_outputs, read_graph
 from flows.record import (
     branch,
     push_commit,
-    push_data,
     push_experiment,
     record_commit,
     record_experiment,
@@ -114,7 +113,7 @@ def test_results_are_shared_with_their_remotes(
     root = reproduced(make_repository)
     origin = with_remotes(root, tmp_path)
     nodes = read_graph(root)
-    push_data(root, nodes)
+    push_outputs(root, nodes)
     assert record_experiment(root, nodes, "shared", "Reproduce") == "shared"
     push_experiment(root, "shared")
     clone = tmp_path / "clone"

@@ -12,7 +12,7 @@ Reasons = tuple[str, ...]
 
 
 def node(name: str, upstream: Reasons = (), changes: Reasons = (), missing: Reasons = ()) -> Node:
-    return Node(name, upstream, Policy(), changes, missing, in_git=())
+    return Node(name, upstream, Policy(), changes, missing, lost=(), in_git=())
 
 
 def test_a_summary_counts_and_names() -> None:

@@ -1,0 +1,247 @@
+"""What DVC's cache and remotes hold of the stages' outputs, and of their earlier runs."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dvc.config import NoRemoteError, RemoteConfigError
+from dvc.fs import HTTPFileSystem, generic
+from dvc.stage.cache import _can_hash, _get_cache_hash, _get_stage_hash
+from dvc.stage.serialize import to_single_stage_lockfile
+from dvc_data.hashfile.db import get_index
+from dvc_data.hashfile.tree import Tree
+from dvc_objects.errors import ObjectFormatError
+
+from flows.errors import GraphError
+
+if TYPE_CHECKING:
+    from dvc.dependency import Dependency
+    from dvc.output import Output
+    from dvc.repo import Repo
+    from dvc.stage import Stage
+
+
+def inputs_of(stage: "Stage", upstream: Iterable["Stage"]) -> list["Output"]:
+    """Return the outputs of other stages that a stage's dependencies are, hold, or lie in."""
+    outs = [out for each in upstream for out in each.outs]
+    return [out for out in outs if any(_overlap(out, dep) for dep in stage.deps)]
+
+
+def _overlap(one: "Output", other: "Output") -> bool:
+    if one.protocol != other.protocol:
+        return False
+    parts = one.fs.parts(one.fs_path), other.fs.parts(other.fs_path)
+    shorter = min(map(len, parts))
+    return bool(parts[0][:shorter] == parts[1][:shorter])
+
+
+def is_recorded(out: "Output") -> bool:
+    """Tell whether dvc.lock has an output that is not in the workspace."""
+    return bool(out.hash_info) and not out.exists
+
+
+def only_misses(dep: "Dependency", outs: Iterable["Output"]) -> bool:
+    """Tell whether a dependency is as recorded, but for outputs that are not in the workspace.
+
+    Parameters
+    ----------
+    dep : Dependency
+        A file or a folder that differs from what dvc.lock has.
+    outs : iterable of Output
+        The outputs that it is, holds, or lies in.
+    """
+    missing = [out for out in outs if _overlap(out, dep) and is_recorded(out)]
+    if not dep.hash_info or not missing:
+        return False
+    top = dep.fs.parts(dep.fs_path)
+    if missing[0].fs.parts(missing[0].fs_path) == top:
+        return bool(missing[0].hash_info == dep.hash_info)
+    files: dict[tuple[str, ...], tuple[Any, Any]] = {}  # by place below the dependency
+    if dep.exists and dep.hash_info.isdir:
+        _, _, here = dep._build(
+            dep.local_cache, dep.fs_path, dep.fs, dep.hash_name, ignore=dep.dvcignore, dry_run=True
+        )
+        files = {key: (meta, hash_info) for key, meta, hash_info in here}
+    for out in missing:
+        below = out.fs.parts(out.fs_path)
+        recorded = _list_of(out) if out.hash_info.isdir else [((), out.meta, out.hash_info)]
+        if recorded is None:
+            return True  # nobody knows what was in it; if it is needed, it will be made again
+        for key, meta, hash_info in recorded:
+            place = (*below, *key)
+            if place[: len(top)] == top:
+                files[place[len(top) :]] = meta, hash_info
+    if not dep.hash_info.isdir:
+        return () in files and bool(files[()][1] == dep.hash_info)
+    # A folder's hash is that of the list of its files.
+    tree = Tree()
+    for key, (meta, hash_info) in files.items():
+        tree.add(key, meta, hash_info)
+    tree.digest()
+    return bool(tree.hash_info == dep.hash_info)
+
+
+def _list_of(out: "Output") -> Tree | None:
+    """Return the list of a folder's files, from the cache or the remote; None if it is nowhere."""
+    for odb in (out.cache, remote_of(out)):
+        if odb is not None:
+            try:
+                return Tree.load(odb, out.hash_info)
+            except (FileNotFoundError, ObjectFormatError):
+                continue
+    return None
+
+
+def remote_of(out: "Output") -> Any:
+    """Return the remote's store that keeps an output; None if there is no remote."""
+    try:
+        return out.repo.cloud.get_remote_odb(out.remote, "pull", hash_name=out.hash_info.name)
+    except NoRemoteError:
+        return None
+
+
+def find_lost(outs: Sequence["Output"]) -> list["Output"]:
+    """Return the outputs of which something is neither in the cache nor in the remote.
+
+    Parameters
+    ----------
+    outs : sequence of Output
+        Such as dvc.lock has, and are not in the workspace.
+
+    Raises
+    ------
+    GraphError
+        If the remote does not answer.
+    """
+    lost: list[Output] = []
+    answered: set[str | None] = set()
+    for out in outs:
+        if out.stage.is_import:
+            continue  # DVC fetches it from where it came
+        if not out.use_cache:
+            lost.append(out)
+            continue
+        with _answering(out):
+            try:
+                remote = remote_of(out)
+            except RemoteConfigError:
+                continue  # a versioned remote, which DVC asks by version
+            if remote is not None and out.remote not in answered:
+                _require_answer(remote)
+                answered.add(out.remote)
+            tree = _list_of(out) if out.hash_info.isdir else None
+            if out.hash_info.isdir and tree is None:
+                lost.append(out)
+                continue
+            wanted = {hash_info.value for _, _, hash_info in tree or ()} | {out.hash_info.value}
+            absent = {oid for oid in wanted if not out.cache.exists(oid)}
+            if absent and remote is not None:
+                absent -= set(remote.oids_exist(absent))
+            if absent:
+                lost.append(out)
+    return lost
+
+
+def _require_answer(remote: Any) -> None:
+    """Raise an error if a remote cannot be reached: asked for a file, some just say no."""
+    try:
+        remote.fs.info(remote.path)
+    except FileNotFoundError as error:
+        if isinstance(error.__cause__, OSError):  # no answer, rather than an answer of "not found"
+            raise error.__cause__ from error
+
+
+@contextmanager
+def _answering(out: "Output") -> Iterator[None]:
+    try:
+        yield
+    # Each kind of remote has a library of its own, with errors of its own.
+    except Exception as error:
+        name = out.remote or out.repo.config["core"].get("remote")
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise GraphError(
+            f"DVC's remote {name!r} does not answer ({said}); nothing was run: try again when it "
+            "does, or leave out --pull"
+        ) from error
+
+
+def fetch_run(repo: "Repo", stage: "Stage") -> None:
+    """Bring a stage's entries of the run-cache from the remote, with the files that they name.
+
+    They are the stage's earlier runs with the inputs that are in the workspace now. ``dvc repro
+    --pull`` copies all entries of all stages for each stage that it runs.
+    """
+    runs = _runs_of(repo, "fetch")
+    if runs is None:
+        return
+    stage.save_deps()
+    if not _can_hash(stage):
+        return  # the run-cache never has it, such as one that always runs
+    key = _get_stage_hash(stage)
+    folder = runs.fs.join(runs.path, "runs", key[:2], key)
+    if not runs.fs.exists(folder):
+        return
+    cache = repo.stage_cache
+    for source in runs.fs.find(folder):
+        value = runs.fs.name(source)
+        repo.cache.legacy.makedirs(cache._get_cache_dir(key))
+        generic.copy(runs.fs, source, repo.cache.legacy.fs, cache._get_cache_path(key, value))
+        entry = cache._load_cache(key, value)
+        if entry:
+            hashes = [out.hash_info for out in cache._create_stage(entry, wdir=stage.wdir).outs]
+            repo.cloud.pull(hashes)
+
+
+def push_runs(repo: "Repo", stages: Iterable["Stage"]) -> None:
+    """Send the stages' entries of the run-cache to the remote, with the outputs that git keeps.
+
+    ``dvc push --run-cache`` copies all entries at each call, and leaves out what git keeps, without
+    which no stage that writes it can be restored in another clone.
+    """
+    runs = _runs_of(repo, "push")
+    if runs is None:
+        return
+    cache = repo.stage_cache
+    for stage in stages:
+        # One whose inputs are not here did not run here.
+        if not all(dep.exists for dep in stage.deps) or not _can_hash(stage):
+            continue
+        key = _get_stage_hash(stage)
+        value = _get_cache_hash(to_single_stage_lockfile(stage))
+        source, local = cache._get_cache_path(key, value), repo.cache.legacy.fs
+        target = runs.fs.join(runs.path, "runs", key[:2], key, value)
+        if local.exists(source) and not runs.fs.exists(target):
+            runs.fs.makedirs(runs.fs.parent(target))
+            generic.copy(local, source, runs.fs, target)
+    repo.cloud.push(
+        [
+            out.hash_info
+            for stage in stages
+            for out in stage.outs
+            if out.hash_info and not out.use_cache and repo.cache.local.exists(out.hash_info.value)
+        ]
+    )
+
+
+def _runs_of(repo: "Repo", command: str) -> Any:
+    """Return the default remote's store that has the run-cache; None where it can have none."""
+    try:
+        store = repo.cloud.get_remote_odb(None, f"{command} --run-cache", hash_name="md5-dos2unix")
+    except RemoteConfigError:  # NoRemoteError too
+        return None
+    return None if isinstance(store.fs, HTTPFileSystem) else store
+
+
+def push_files(repo: "Repo", outs: Iterable["Output"]) -> None:
+    """Send what the outputs' remotes lack of the files of folders.
+
+    ``dvc push`` takes a remote that has the list of a folder's files to have the files as well, and
+    so would never send one again that was collected there.
+    """
+    for out in outs:
+        tree = _list_of(out) if out.hash_info.isdir else None
+        remote = remote_of(out) if tree else None
+        if tree and remote is not None:
+            with closing(get_index(remote)) as index:  # DVC's notes on what the remote has
+                index.clear()
+            repo.cloud.push([hash_info for _, _, hash_info in tree], odb=remote)
