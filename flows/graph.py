@@ -262,20 +262,34 @@ def push_outputs(root: Path, nodes: Sequence[Node]) -> None:
     names = {node.name for node in nodes}
     with reading(root) as repo:
         stages = [stage for stage in repo.index.stages if stage.addressing in names]
-        # What is not here was not needed, since the remote has it.
-        here = [out for stage in stages for out in stage.outs if out.use_cache and out.exists]
+        outs = [out for stage in stages for out in stage.outs if out.use_cache and out.hash_info]
         try:
-            if here:
-                push_files(repo, here)
-                repo.push([out.fs_path for out in here])
+            if outs:
+                push_files(repo, outs)
+                repo.push([out.fs_path for out in outs])
             push_runs(repo, stages)
         # Each kind of remote has a library of its own, with errors of its own.
         except Exception as error:
             said = " ".join(str(error).split()) or type(error).__name__
             raise GraphError(
-                f"{root}: what was made could not be sent to DVC's remote ({said}); it is in DVC's "
-                "cache here: run again when the remote answers"
+                f"{root}: the results could not be sent to DVC's remote ({said}); they are in "
+                "DVC's cache here: run again when the remote answers"
             ) from error
+
+
+def use_cache(root: Path, folder: Path) -> None:
+    """Make a checkout keep DVC's cache in a folder that others share.
+
+    Raises
+    ------
+    GraphError
+        If the repository cannot be read, or its configuration cannot be written.
+    """
+    try:
+        with _explained(root), Repo(str(root)) as repo, repo.config.edit("local") as config:
+            config.setdefault("cache", {})["dir"] = str(folder.expanduser())
+    except OSError as error:
+        raise GraphError(f"{root}: DVC's configuration cannot be written ({error})") from error
 
 
 def order_lock(root: Path, nodes: Sequence[Node]) -> None:

@@ -32,8 +32,8 @@ from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish_results
-from flows.errors import FlowError, RunFailed
-from flows.graph import push_outputs, read_graph
+from flows.errors import FlowError, GraphError, RunFailed
+from flows.graph import Node, push_outputs, read_graph, use_cache
 from flows.params import changed_params, set_params
 from flows.record import Record, record_result, require_recordable, require_unchanged
 from flows.server import explain
@@ -41,6 +41,7 @@ from flows.slots import hold_workspace
 from flows.stages import Reproduction, run_stages
 from flows.terminal import Terminal
 from flows.verify import remove_damaged, remove_half_written_lock
+from flows.watch import end_with_worker
 from pipeline.progress import duration
 
 
@@ -54,6 +55,7 @@ def reproduce(
     pull: bool = False,
     push: bool = False,
     record: Record | None = None,
+    cache: str | None = None,
 ) -> State[Any]:
     """Reproduce the stages that `targets` need, all of them by default.
 
@@ -73,6 +75,9 @@ def reproduce(
         Fetch missing data and runs from the remote, and send it what is new.
     record : {"commit", "experiment"}, optional
         How to record the result: on the branch that is checked out, or as a DVC experiment.
+    cache : str, optional
+        A folder for DVC's cache. Runs in checkouts of their own that share it do not fetch or make
+        again what one of them had.
 
     Raises
     ------
@@ -80,10 +85,14 @@ def reproduce(
         If something is wrong with the graph, the workspace or what was asked for, or if a stage
         fails.
     """
+    if runtime.deployment.id is not None:
+        end_with_worker()
     root = Path.cwd()
     begin = time.monotonic()
     with hold_workspace(root), Terminal() as terminal:
         remove_half_written_lock(root)
+        if cache:
+            use_cache(root, Path(cache))
         if runtime.flow_run.run_count <= 1:  # a retry finds what the first try wrote
             require_recordable(root, record, pull=pull, push=push)
         set_params(root, params or [])
@@ -96,10 +105,10 @@ def reproduce(
         publish_results(root, nodes)
         if reproduction.stop.is_set():
             return Cancelled(message=message)
+        if push:
+            share(root, nodes, terminal, is_whole=is_whole)
         if not is_whole:
             raise RunFailed(message)
-        if push:
-            push_outputs(root, nodes)
         if record:
             nodes = read_graph(root, targets or [])
             require_unchanged(nodes)
@@ -110,6 +119,16 @@ def reproduce(
             terminal.say(f"recorded: {recorded}")
             message += f"; {recorded}"
     return Completed(message=message)
+
+
+def share(root: Path, nodes: Sequence[Node], terminal: Terminal, *, is_whole: bool) -> None:
+    """Send outputs to DVC's remote: of a run that failed as well, for the next one to restore."""
+    try:
+        push_outputs(root, nodes)
+    except GraphError as error:
+        if is_whole:
+            raise
+        terminal.say(f"warning: {error}")  # what counts is why the run failed
 
 
 def show_plan(root: Path, targets: Sequence[str], force: bool, pull: bool, push: bool) -> None:

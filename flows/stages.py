@@ -22,7 +22,7 @@ from flows.execute import Outcome, run_stage
 from flows.graph import Node, order_lock
 from flows.slots import Resources
 from flows.terminal import Terminal
-from flows.watch import outlive_output, watching
+from flows.watch import watching
 
 JITTER = 0.5
 
@@ -130,9 +130,6 @@ def _may_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
 def run_stages(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, bool]:
     """Run all stages; return what came of them, and whether all are completed."""
     run_id = runtime.flow_run.id
-    has_worker = runtime.deployment.id is not None
-    if has_worker:
-        outlive_output()
     with get_client(sync_client=True) as client:
 
         def is_cancelled() -> bool:
@@ -141,7 +138,7 @@ def run_stages(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, 
 
         with (
             _stopping(reproduction),
-            watching(is_cancelled, reproduction.stop.set, has_worker=has_worker),
+            watching(is_cancelled, reproduction.stop.set),
         ):
             states = schedule(nodes, reproduction)
     order_lock(reproduction.root, nodes)

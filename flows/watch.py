@@ -1,21 +1,25 @@
-"""Watch, beside a running flow, for what must end it: a dead worker, or a cancelled run.
+"""Watch, beside a flow, for what must end it: a dead worker, or a cancelled run.
 
 Prefect ends the process of a cancelled run through its worker. A run started from a terminal has
-none, and a worker that was killed ends nothing: then the flow has to see for itself.
+none, and a worker that is stopped or killed ends nothing: then the flow has to see for itself.
 """
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import psutil
 from rich.console import Console
 
 POLL_S = 1.0
 POLLS_A_QUESTION = 2
-# Taken as early as can be: a worker that is killed while the flow begins is missed too.
+GRACE_S = 60.0  # to end the stages and to report; then the process is killed
+# Taken as early as possible: a worker that is killed while the flow begins is missed too.
 STARTED_BY = os.getppid()
+ADOPTS_ORPHANS = ("systemd", "init")
 
 
 def outlive_output() -> None:
@@ -31,11 +35,40 @@ def _drop_output(console: Console) -> None:
     console.quiet = True
 
 
+def end_with_worker() -> None:
+    """End this process when the worker that started it ends, whatever it does or waits for.
+
+    It is asked to end by SIGTERM, upon which Prefect reports the run as crashed; it is killed if it
+    still lives after a minute. Calling this again, as a retried run does, changes nothing.
+    """
+    outlive_output()
+    if all(thread.name != end_with_worker.__name__ for thread in threading.enumerate()):
+        threading.Thread(
+            target=_end_with, args=(STARTED_BY,), daemon=True, name=end_with_worker.__name__
+        ).start()
+
+
+def _end_with(worker: int) -> None:
+    while os.getppid() == worker and not _adopts_orphans(worker):
+        time.sleep(POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _adopts_orphans(process: int) -> bool:
+    """Tell whether a process is no worker, but what takes in the orphans of one."""
+    try:
+        command = psutil.Process(process).cmdline()
+    except psutil.Error:
+        return False
+    name = os.path.basename(command[0]) if command else ""  # noqa: PTH119
+    return name in ADOPTS_ORPHANS or (process == 1 and "prefect" not in " ".join(command))
+
+
 @contextmanager
-def watching(
-    is_cancelled: Callable[[], bool], cancel: Callable[[], object], *, has_worker: bool
-) -> Iterator[None]:
-    """Watch while the block runs.
+def watching(is_cancelled: Callable[[], bool], cancel: Callable[[], object]) -> Iterator[None]:
+    """Watch for the cancellation of the run while the block runs.
 
     Parameters
     ----------
@@ -43,11 +76,9 @@ def watching(
         Asks the server whether the run was cancelled. An error counts as no.
     cancel : callable
         Called once if it was.
-    has_worker : bool
-        Whether a worker started this process. When it dies, SIGTERM ends this process too.
     """
     over = threading.Event()
-    arguments = (over, STARTED_BY if has_worker else None, is_cancelled, cancel)
+    arguments = (over, is_cancelled, cancel)
     thread = threading.Thread(target=_watch, args=arguments, daemon=True, name="watch")
     thread.start()
     try:
@@ -58,21 +89,12 @@ def watching(
 
 
 def _watch(
-    over: threading.Event,
-    worker: int | None,
-    is_cancelled: Callable[[], bool],
-    cancel: Callable[[], object],
+    over: threading.Event, is_cancelled: Callable[[], bool], cancel: Callable[[], object]
 ) -> None:
-    polls = 0
-    asking = True
-    while not over.wait(POLL_S):
-        polls += 1
-        if worker is not None and os.getppid() != worker:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        if asking and polls % POLLS_A_QUESTION == 0 and _answers_yes(is_cancelled):
+    while not over.wait(POLL_S * POLLS_A_QUESTION):
+        if _answers_yes(is_cancelled):
             cancel()
-            asking = False
+            return
 
 
 def _answers_yes(question: Callable[[], bool]) -> bool:

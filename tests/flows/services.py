@@ -62,6 +62,12 @@ class Service:
         self.process.kill()
         self.process.wait()
 
+    def terminate(self) -> None:
+        """Stop the process as a service manager does, and wait for its end; its children live on."""
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(60)
+
     def stop(self) -> None:
         assert self.process is not None
         for sign in (signal.SIGTERM, signal.SIGKILL):
@@ -148,10 +154,10 @@ class Server(Service):
         return str(self.runs(id={"any_": [run_id]})[0]["state"]["name"])
 
 
-def worker(folder: Path, server: Server) -> Service:
+def worker(folder: Path, server: Server, **env: str) -> Service:
     """Return a worker of the project's pool, which is yet to be started."""
     start = ("prefect", "worker", "start", "--pool", "alexnet-mnist")
-    return Service(folder, *start, **server.leads_there)
+    return Service(folder, *start, **server.leads_there, **env)
 
 
 @contextmanager

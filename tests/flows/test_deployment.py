@@ -1,11 +1,15 @@
-"""The deployments of prefect.yaml on real servers, with a real worker, schedule and browser."""
+"""The deployments of prefect.yaml on the real graph, with a real server, worker and browser.
 
+The graph is this repository's dvc.yaml, on the small data set and a variant that trains in seconds.
+"""
+
+import hashlib
 import io
 import shutil
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,8 @@ from selenium.webdriver.support.expected_conditions import element_to_be_clickab
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser import start_browser
-from tests.conftest import ROOT
-from tests.flows.conftest import CLEAN, Stages, dvc_status, fan_out, run, stage, write_stages
+from tests.conftest import ROOT, add_tiny, edit_params, make_repository
+from tests.flows.conftest import CLEAN, run
 from tests.flows.services import (
     Server,
     Service,
@@ -38,58 +42,108 @@ AUTH = "admin:a secret"
 GREEN = (33, 157, 75)  # of a completed task in Prefect's page
 
 
-def measured(width: int, work: str) -> Stages:
-    """Return a fan-out that shows its progress, measures something and reports it."""
-    measure = (
-        "echo 'measure it: 1/1 files (100%), 9 files/s' && mkdir -p reports "
-        '&& echo "{\\"size\\": $(wc -c < join.txt)}" > size.json && echo "# Size" > reports/size.md'
-    )
-    stages = fan_out(width, work) | {"measure": stage(measure, ("join.txt",))}
-    stages["measure"] |= {
-        "metrics": [{"size.json": {"cache": False}}],
-        "outs": [{"reports/size.md": {"cache": False}}],
+def small(params: Any) -> None:
+    """Run two small variants on the digits."""
+    params["run"] = {"datasets": ["digits"], "variants": ["lenet5", "small"]}
+    params["datasets"]["digits"]["train"] = {"samples": 640, "epochs": 1}
+    params["footprint"]["chunk_sizes"] = [1, 32]
+    params["variants"]["small"] = small_variant()
+
+
+def small_variant() -> dict[str, Any]:
+    return {
+        "input_size": None,
+        "initializer": {"type": "he_normal"},
+        "layers": [{"type": "dense", "units": 8}],
+        "budget": {"epochs": 1},
+        "batch_size": 32,
+        "learning_rate": 0.01,
     }
-    return stages
 
 
 @dataclass(frozen=True)
 class Project:
-    """A clone of a small project with this flow, whose remotes are folders."""
+    """A fork of this repository, whose remotes are folders."""
 
     root: Path
     origin: Path
+    store: Path
 
     def log(self) -> list[str]:
         """Return the subjects of the commits at the remote."""
         done = run("git", "log", "--format=%s", "main", cwd=self.origin)
         return done.stdout.splitlines()
 
+    def change(self, what: str) -> None:
+        """Commit what was edited, on top of the remote's branch, and push it."""
+        for command in (
+            ("git", "commit", "-qam", what),
+            ("git", "pull", "-q", "--rebase"),
+            ("git", "push", "-q"),
+        ):
+            done = run(*command, cwd=self.root)
+            assert done.returncode == 0, done.stderr
 
-def make_project(folder: Path, stages: Stages, cron: str) -> Project:
-    """Write a small project, and push it to remotes below `folder`."""
-    root = folder / "project"
+    def edit(self, what: str, change: Any) -> None:
+        """Change params.yaml, and push the change."""
+        edit_params(self.root / "params.yaml", change)
+        self.change(what)
+
+    @contextmanager
+    def clone(self) -> Iterator[Path]:
+        """Make a fresh clone, as a colleague has it; remove it afterwards."""
+        clone = self.root.parent / f"clone-{uuid.uuid4().hex}"
+        assert run("git", "clone", "-q", str(self.origin), str(clone), cwd=ROOT).returncode == 0
+        try:
+            yield clone
+        finally:
+            shutil.rmtree(clone)
+
+    def require_shared(self) -> None:
+        """Check that a fresh clone has all of it: nothing to run, and everything to pull."""
+        with self.clone() as clone:
+            done = run("dvc", "repro", "--pull", "--allow-missing", cwd=clone)
+            assert "Data and pipelines are up to date" in done.stdout, done.stdout + done.stderr
+            assert run("git", "status", "--porcelain", cwd=clone).stdout == ""
+            done = run("dvc", "pull", cwd=clone)
+            assert done.returncode == 0, done.stderr
+            assert run("dvc", "status", cwd=clone).stdout.strip() == CLEAN
+            assert run("git", "status", "--porcelain", cwd=clone).stdout == ""
+
+    @contextmanager
+    def no_remote(self) -> Iterator[None]:
+        """Have the DVC remote not answer, as a network's folder whose server is away."""
+        away = self.store.with_name("away")
+        self.store.rename(away)
+        self.store.symlink_to(self.store.name)  # to itself: every access is an error
+        try:
+            yield
+        finally:
+            self.store.unlink()
+            away.rename(self.store)
+
+
+def make_project(folder: Path, cron: str) -> Project:
+    """Fork this project with its committed results, but with nothing in its remote, as on day one."""
     origin = folder / f"{uuid.uuid4().hex}.git"  # the checkouts' name, by which to find them
-    root.mkdir(parents=True)
-    ignore = shutil.ignore_patterns("__pycache__")
-    for package in ("flows", "pipeline"):
-        shutil.copytree(ROOT / package, root / package, ignore=ignore)
-    for name in ("Makefile", "requirements.txt", ".dvcignore"):
+    folder.mkdir(parents=True, exist_ok=True)
+    root = make_repository(folder / "project", small)
+    shutil.copytree(ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "requirements.txt", "dvc.lock"):
         shutil.copy(ROOT / name, root)
     yaml = YAML()
     deployments = yaml.load((ROOT / "prefect.yaml").read_text())
     nightly = next(each for each in deployments["deployments"] if each["name"] == "nightly")
-    nightly["schedules"][0]["cron"] = cron
+    for schedule in nightly["schedules"]:
+        schedule["cron"] = cron
     with open(root / "prefect.yaml", "w") as file:
         yaml.dump(deployments, file)
-    (root / ".gitignore").write_text("/.venv\n__pycache__/\n/*.txt\n!/input.txt\n!/req*.txt\n")
     (root / ".venv").symlink_to(sys.prefix)
-    (root / "input.txt").write_text("input\n")
-    write_stages(root, stages)
+    with open(root / ".gitignore", "a") as file:
+        file.write("/.venv\n")
     for command in (
         ("git", "init", "-q", "--bare", "-b", "main", str(origin)),
-        ("git", "init", "-q", "-b", "main"),
-        ("dvc", "init", "-q"),
-        ("dvc", "config", "core.analytics", "false"),
+        ("git", "checkout", "-qb", "main"),
         ("dvc", "remote", "add", "-d", "store", str(folder / "store")),
         ("git", "add", "-A"),
         ("git", "commit", "-qm", "first"),
@@ -98,7 +152,7 @@ def make_project(folder: Path, stages: Stages, cron: str) -> Project:
     ):
         done = run(*command, cwd=root)
         assert done.returncode == 0, done.stderr
-    return Project(root, origin)
+    return Project(root, origin, folder / "store")
 
 
 def deploy(project: Project, server: Server) -> None:
@@ -132,13 +186,45 @@ class Deployed:
     project: Project
     server: Server
     worker: Service
+    home: Path  # the worker's
+
+    def start(self, deployment: str, *more: str) -> str:
+        return start_run(self.project, self.server, deployment, *more)
+
+    def night(self, state: str = "Completed") -> tuple[str, dict[str, str]]:
+        """Run the nightly deployment on a machine without a cache.
+
+        Return its message, and the state of each stage.
+        """
+        shutil.rmtree(self.home / ".cache/alexnet-mnist", ignore_errors=True)
+        run_id = self.start("nightly")
+        message = ended_as(self.server, run_id, state, 180)
+        return message, self.stages(run_id)
+
+    def stages(self, run_id: str) -> dict[str, str]:
+        """Return the name of each stage's state in a run."""
+        wanted = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
+        tasks = self.server.ask("task_runs/filter", **wanted)
+        return {task["name"]: task["state"]["name"] for task in tasks}
+
+    def until_a_stage_runs(self, name: str = "supervise.py") -> None:
+        """Wait until a stage's process runs, such as that of a command that holds `name`."""
+        checkouts = self.project.origin.stem
+        wait_until(
+            lambda: any(name in " ".join(command_of(p)) for p in stages_of(checkouts)),
+            90, f"a stage: {name}", every=0.1,
+        )  # fmt: skip
+
+
+def not_cached(states: dict[str, str]) -> set[str]:
+    return {name for name, state in states.items() if state != "Cached"}
 
 
 @pytest.fixture(scope="class", params=["sqlite", "postgresql"])
 def deployed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployed]:
-    """A project whose nightly run is due every minute, on a server with a worker.
+    """A fork whose nightly run is due every minute, on a server with a worker.
 
     The server on PostgreSQL requires an authentication string.
     """
@@ -149,114 +235,241 @@ def deployed(
         if request.param == "postgresql":
             env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = stack.enter_context(postgres())
             auth = AUTH
-        (folder / "home").mkdir()
-        project = make_project(folder, measured(3, "sleep 1"), "* * * * *")
-        server = stack.enter_context(Server(folder / "home", auth=auth, **env))
+        home = folder / "home"
+        home.mkdir()
+        project = make_project(folder / "fork", "* * * * *")
+        server = stack.enter_context(Server(home, auth=auth, **env))
         deploy(project, server)
-        yield Deployed(project, server, stack.enter_context(worker(project.root, server)))
-
-
-@pytest.fixture(scope="class")
-def dead_run(deployed: Deployed) -> str:
-    """The id of a nightly run whose process and whose worker were killed; another one works."""
-    project, server = deployed.project, deployed.server
-    name = project.origin.stem
-    run_id = start_run(project, server, "nightly", "--param", "force=true")
-    wait_until(lambda: stages_of(name), 90, "a stage")
-    engines = [p for p in processes_below(name) if "prefect.engine" in command_of(p)]
-    deployed.worker.kill()
-    for engine in engines:
-        engine.kill()
-    wait_until(lambda: not processes_below(name), 10, "the stages' end")
-    assert server.state(run_id) == "Running"
-    deployed.worker.start()
-    return run_id
+        works = stack.enter_context(worker(project.root, server, HOME=str(home)))
+        yield Deployed(project, server, works, home)
 
 
 @pytest.mark.slow
 class TestDeployed:
     """On SQLite and on PostgreSQL; in this order, one after another."""
 
-    def test_a_scheduled_run_commits_its_result_to_the_branch(self, deployed: Deployed) -> None:
-        """The schedule fires; the run pulls, reproduces, pushes and commits what it made."""
+    def test_the_first_night_makes_and_shares_everything(self, deployed: Deployed) -> None:
+        """The schedule fires where nothing was ever pushed: all is made, pushed and committed."""
         project, server = deployed.project, deployed.server
-        wait_until(lambda: len(project.log()) > 1, 180, "the scheduled run's commit")
-        assert project.log() == ["Reproduce 6 stages: 6 completed", "first"]
-        scheduled = [each for each in server.runs() if each["auto_scheduled"]]
-        nightly = server.deployment("nightly")
-        assert {each["deployment_id"] for each in scheduled} == {nightly["id"]}
-        server.pause(nightly["id"])
-        root = project.root
-        assert run("git", "pull", "-q", cwd=root).returncode == 0
-        assert run("dvc", "pull", cwd=root).returncode == 0
-        assert dvc_status(root) == CLEAN
-        assert "size.json" in run("dvc", "metrics", "diff", "HEAD~1", cwd=root).stdout
+        wait_until(lambda: len(project.log()) > 1, 240, "the scheduled run's commit")
+        server.pause(server.deployment("nightly")["id"])
+        assert project.log()[0].startswith("Reproduce 9 stages: ")
+        assert run("git", "pull", "-q", cwd=project.root).returncode == 0
+        project.require_shared()
+        for waiting in server.runs(state={"type": {"any_": ["SCHEDULED"]}}):
+            server.cancel(waiting["id"])  # what came due meanwhile
+        unfinished = {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]}}
+        wait_until(lambda: not server.runs(state=unfinished), 90, "quiet")
 
-    def test_a_night_that_overlaps_the_last_is_skipped(
-        self, deployed: Deployed, dead_run: str
+    def test_a_night_without_a_change_takes_seconds(self, deployed: Deployed) -> None:
+        """Nothing is run, fetched or committed, within a minute, on a machine without a cache."""
+        before = deployed.project.log()
+        message, stages = deployed.night()
+        assert message == "9 stages: 9 cached; nothing new to commit"
+        assert not_cached(stages) == set()
+        newest = deployed.server.runs(state={"name": {"any_": ["Completed"]}})[0]
+        assert newest["total_run_time"] < 60
+        assert deployed.project.log() == before
+        assert not (deployed.home / ".cache/alexnet-mnist/files").exists()
+
+    def test_a_change_of_the_report_trains_nothing(self, deployed: Deployed) -> None:
+        """Only the report is made, from what it needs of the remote."""
+        deployed.project.edit(
+            "fewer mistakes", lambda params: params["report"].update(surest_mistakes=3)
+        )
+        message, stages = deployed.night()
+        assert "; commit " in message
+        assert not_cached(stages) == {"report@digits"}
+        deployed.project.require_shared()
+
+    def test_a_change_of_a_rate_trains_its_variant_alone(self, deployed: Deployed) -> None:
+        """The variant is trained, evaluated and reported; compare and `dvc metrics` show it."""
+        deployed.project.edit(
+            "slower", lambda params: params["variants"]["small"].update(learning_rate=0.001)
+        )
+        message, stages = deployed.night()
+        assert "; commit " in message
+        assert not_cached(stages) == {
+            "train@digits-small", "evaluate@digits-small", "report@digits",
+        }  # fmt: skip
+        deployed.project.require_shared()
+        assert run("git", "pull", "-q", cwd=deployed.project.root).returncode == 0
+        changed = run("dvc", "metrics", "diff", "HEAD~1", cwd=deployed.project.root).stdout
+        assert "small.json" in changed
+        compare = (sys.executable, "-m", "pipeline.compare", "HEAD~1", "HEAD")
+        compared = run(*compare, cwd=deployed.project.root).stdout
+        assert "variants.small.learning_rate: 0.01 → 0.001" in compared
+
+    def test_a_change_of_a_module_runs_what_imports_it(self, deployed: Deployed) -> None:
+        """What a new line in the metrics' code leads to is evaluation and report."""
+        with open(deployed.project.root / "pipeline/metrics.py", "a") as file:
+            file.write("# A new line.\n")
+        deployed.project.change("metrics")
+        message, stages = deployed.night()
+        assert "; commit " in message
+        assert not_cached(stages) == {
+            "evaluate@digits-lenet5", "evaluate@digits-small", "report@digits",
+        }  # fmt: skip
+        deployed.project.require_shared()
+
+    def test_a_new_variant_and_a_new_data_set_are_made(
+        self, deployed: Deployed, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
-        """While a nightly run goes on, another one is cancelled; a dead one counts, for a while."""
-        assert dead_run
-        run_id = start_run(deployed.project, deployed.server, "nightly")
-        ended_as(deployed.server, run_id, "Cancelled", 60)
+        """What is added to params.yaml is run the next night, and nothing else."""
+        tiny: Any = add_tiny(tmp_path_factory.mktemp("mirror"))
 
-    def test_what_is_committed_is_not_run_again(self, deployed: Deployed) -> None:
-        """The next run, in a checkout of its own that has no data, finds everything Cached."""
+        def add(params: Any) -> None:
+            tiny(params)
+            params["run"] = {"datasets": ["digits", "tiny"], "variants": ["lenet5", "small", "new"]}
+            params["variants"]["new"] = small_variant()
+            params["variants"]["lenet5"]["layers"][2]["padding"] = "same"  # for tiny images
+
+        deployed.project.edit("more", add)
+        message, stages = deployed.night()
+        assert "; commit " in message
+        assert {name for name, state in stages.items() if state == "Cached"} == {
+            "download@digits", "preprocess@digits",
+            "train@digits-small", "evaluate@digits-small", "footprint@digits-small",
+        }  # fmt: skip
+        deployed.project.require_shared()
+
+    def test_what_the_remote_lost_is_made_again(self, deployed: Deployed) -> None:
+        """A collected object is made by its stage, and sent again; so is all, if all is gone."""
+        project = deployed.project
+        with project.clone() as clone:
+            assert run("dvc", "pull", "models/digits/small", cwd=clone).returncode == 0
+            model = next((clone / "models/digits/small").iterdir()).read_bytes()
+        digest = hashlib.md5(model, usedforsecurity=False).hexdigest()
+        lost = project.store / "files/md5" / digest[:2] / digest[2:]
+        lost.unlink()
+        _, stages = deployed.night()
+        assert not_cached(stages) >= {"train@digits-small"}
+        assert not_cached(stages) <= {
+            "train@digits-small", "evaluate@digits-small", "report@digits",
+        }  # fmt: skip
+        assert lost.exists()
+        project.require_shared()
+        shutil.rmtree(project.store)
+        message, _ = deployed.night()
+        assert "18 stages: " in message
+        project.require_shared()
+
+    def test_a_remote_that_does_not_answer_is_waited_for(self, deployed: Deployed) -> None:
+        """Away at the start, nothing runs; away at the push, the next run restores and commits."""
         project, server = deployed.project, deployed.server
-        run_id = start_run(project, server, "on-demand")
-        message = ended_as(server, run_id, "Completed", 120)
-        assert message == "6 stages: 6 cached; nothing new to save"
+        with project.no_remote():
+            message, stages = deployed.night("Failed")
+        assert "DVC's remote 'store' does not answer" in message
+        assert stages == {}
+        project.edit("faster", lambda params: params["variants"]["small"].update(learning_rate=0.1))
+        run_id = deployed.start("nightly")
+        deployed.until_a_stage_runs("pipeline.train")
+        with project.no_remote():
+            message = ended_as(server, run_id, "Failed", 180)
+        assert "could not be sent to DVC's remote" in message
+        run_id = deployed.start("nightly")  # on the same machine, whose cache has it
+        assert "; commit " in ended_as(server, run_id, "Completed", 180)
+        assert deployed.stages(run_id)["train@digits-small"] == "Restored"
+        project.require_shared()
 
-    def test_a_run_on_demand_saves_an_experiment(self, deployed: Deployed) -> None:
-        """Its experiment is at the remote; a clone pulls and compares it."""
+    def test_a_branch_that_moved_on_is_not_overwritten(self, deployed: Deployed) -> None:
+        """The run fails and says what helps; the next one restores what it made, and commits."""
         project, server = deployed.project, deployed.server
-        (project.root / "input.txt").write_text("longer input\n")
-        run("git", "commit", "-qam", "longer input", cwd=project.root)
-        assert run("git", "push", "-q", cwd=project.root).returncode == 0
-        run_id = start_run(project, server, "on-demand")
-        message = ended_as(server, run_id, "Completed", 120)
-        name = message.rpartition("; experiment ")[2]
-        assert name.endswith(run_id[:8])
-        done = run("dvc", "exp", "pull", "origin", name, cwd=project.root)
-        assert done.returncode == 0, done.stderr
-        shown = run("dvc", "metrics", "diff", "HEAD", name, cwd=project.root).stdout
-        assert "size.json" in shown
-        assert name in run("dvc", "exp", "show", "--csv", cwd=project.root).stdout
+        project.edit("more", lambda params: params["variants"]["small"].update(batch_size=16))
+        run_id = deployed.start("nightly")
+        deployed.until_a_stage_runs("pipeline.train")
+        (project.root / "NOTES").write_text("meanwhile\n")
+        assert run("git", "add", "NOTES", cwd=project.root).returncode == 0
+        project.change("meanwhile")
+        assert "the remote has moved on" in ended_as(server, run_id, "Failed", 180)
+        message, stages = deployed.night()
+        assert "; commit " in message
+        assert stages["train@digits-small"] == "Restored"
+        assert project.log()[1] == "meanwhile"
 
-    def test_cancelling_ends_every_process(self, deployed: Deployed) -> None:
-        """A run cancelled as the page does it is Cancelled, and leaves no process."""
+    def test_two_on_demand_run_one_after_another(self, deployed: Deployed) -> None:
+        """The second one waits and says so; both are experiments with their own params."""
         project, server = deployed.project, deployed.server
-        name = project.origin.stem
-        run_id = start_run(project, server, "on-demand", "--param", "force=true")
-        wait_until(lambda: stages_of(name), 90, "a stage")
-        server.cancel(run_id)
-        wait_until(lambda: not stages_of(name), 10, "the stages' end")
-        ended_as(server, run_id, "Cancelled", 60)
+        rates = ("0.02", "0.03")
+        runs = [
+            deployed.start(
+                "on-demand", "--param", f'params=["variants.small.learning_rate={rate}"]'
+            )
+            for rate in rates
+        ]
+        wait_until(
+            lambda: "AwaitingConcurrencySlot" in map(server.state, runs), 60, "one that waits"
+        )
+        assert run("git", "pull", "-q", "--rebase", cwd=project.root).returncode == 0
+        for run_id, rate in zip(runs, rates, strict=True):
+            message = ended_as(server, run_id, "Completed", 240)
+            name = message.rpartition("; experiment ")[2]
+            assert name.endswith(run_id[:8])
+            done = run("dvc", "exp", "pull", "origin", name, cwd=project.root)
+            assert done.returncode == 0, done.stderr
+            compare = (sys.executable, "-m", "pipeline.compare", "HEAD", name)
+            done = run(*compare, cwd=project.root)
+            assert f"variants.small.learning_rate: 0.1 → {rate}" in done.stdout, done.stderr
+            assert name in run("dvc", "exp", "show", "--csv", cwd=project.root).stdout
 
-    def test_the_page_shows_deployment_run_and_artifacts(self, deployed: Deployed) -> None:
-        """A browser finds the schedule, the run's graph, its stages and its artifacts."""
+    def test_the_page_shows_and_cancels_a_run(self, deployed: Deployed) -> None:
+        """A browser finds schedule, graph, stages and artifacts; its button ends every process."""
         server = deployed.server
-        completed = server.runs(state={"name": {"any_": ["Completed"]}})[-1]
+        newest = server.runs(state={"name": {"any_": ["Completed"]}})[0]
         with Page(server.page) as page:
             page.show("/deployments", server.auth)
-            page.find("nightly", "Every minute")
-            page.show(f"/runs/flow-run/{completed['id']}")
-            page.find("Completed", "6 Task runs")
+            page.find("nightly", "on-demand")
+            page.show(f"/runs/flow-run/{newest['id']}")
+            page.find("Completed", "18 Task runs")
             page.find_green_bars()
             page.open_tab("Task Runs")
-            page.find("source", "leaf1", "join", "measure")
+            page.find("download@digits", "train@digits-small", "report@digits")
             page.open_tab("Artifacts")
-            page.find("metrics", "report-size", "measure")
+            page.find("metrics", "report-digits", "train-digits-small")
+            run_id = deployed.start("on-demand", "--param", "force=true")
+            deployed.until_a_stage_runs("pipeline.train")
+            page.show(f"/runs/flow-run/{run_id}")
+            page.cancel()
+        ended_as(server, run_id, "Cancelled", 60)
+        wait_until(lambda: not processes_below(deployed.project.origin.stem), 30, "the end of all")
 
-    def test_a_run_whose_process_died_does_not_stay_running(
-        self, deployed: Deployed, dead_run: str
-    ) -> None:
-        """The automation finds it by its missing heartbeat; the next night goes on."""
+    @pytest.mark.parametrize("how", ["stopped", "killed"])
+    def test_a_run_ends_with_its_worker(self, deployed: Deployed, how: str) -> None:
+        """In the middle of a training nothing of it is left, and the next night commits."""
         project, server = deployed.project, deployed.server
-        assert "heartbeat" in ended_as(server, dead_run, "Crashed", 180)
-        run_id = start_run(project, server, "nightly")
-        ended_as(server, run_id, "Completed", 120)
-        assert project.log()[0].startswith("Reproduce 6 stages: ")
+        project.edit("again", lambda params: params["train"].update(seeds=[len(how)]))
+        run_id = deployed.start("nightly")
+        deployed.until_a_stage_runs("pipeline.train")
+        if how == "killed":
+            deployed.worker.kill()
+        else:
+            deployed.worker.terminate()
+        wait_until(lambda: not processes_below(project.origin.stem), 30, "the end of all")
+        deployed.worker.start()
+        if how == "killed":  # nobody was left to report it: the automation has to find it
+            assert "died" in ended_as(server, run_id, "Crashed", 240)
+        else:
+            ended_as(server, run_id, "Crashed", 240)
+        message, _ = deployed.night()
+        assert "; commit " in message
+        project.require_shared()
+
+    def test_a_run_that_awaits_a_retry_ends_with_its_worker(self, deployed: Deployed) -> None:
+        """A retry of the whole run, or of a stage, that is waited for ends with the worker too."""
+        project, server = deployed.project, deployed.server
+        deployed.worker.terminate()
+        retries = {"PREFECT_FLOWS_DEFAULT_RETRIES": "1",
+                   "PREFECT_FLOWS_DEFAULT_RETRY_DELAY_SECONDS": "600"}  # fmt: skip
+        patient = worker(project.root, server, HOME=str(deployed.home), **retries)
+        with patient, project.no_remote():
+            run_id = deployed.start("nightly")
+            wait_until(lambda: server.state(run_id) == "AwaitingRetry", 90, "the first failure")
+            patient.terminate()
+            wait_until(lambda: not processes_below(project.origin.stem), 30, "the end of all")
+        deployed.worker.start()
+        ended_as(server, run_id, "Crashed", 240)
+        message, _ = deployed.night()
+        assert message.endswith("nothing new to commit")
 
 
 def stages_of(name: str) -> list[Any]:
@@ -309,6 +522,16 @@ class Page:
         tab = (By.XPATH, f"//li[@class='p-tab' and normalize-space()='{name}']")
         WebDriverWait(self.browser, 60).until(element_to_be_clickable(tab)).click()
 
+    def cancel(self) -> None:
+        """Press the page's button, and confirm."""
+        wait = WebDriverWait(self.browser, 60)
+        for place in (
+            "//button[contains(@class, 'p-icon-button-menu')]",
+            "//*[contains(@class, 'p-overflow-menu-item')][contains(., 'Cancel')]",
+            "//*[contains(@class, 'p-modal')]//button[contains(., 'Cancel')][not(contains(., 'Close'))]",
+        ):
+            wait.until(element_to_be_clickable((By.XPATH, place)), place).click()
+
     def find_green_bars(self) -> None:
         """Wait until the canvas shows completed tasks."""
 
@@ -324,7 +547,7 @@ class Page:
 @pytest.mark.slow
 def test_a_server_that_requires_a_string_refuses_a_wrong_one(tmp_path: Path) -> None:
     """Without the right authentication string a flow ends in one clear line."""
-    project = make_project(tmp_path, fan_out(1), "0 2 * * *")
+    project = make_project(tmp_path / "fork", "0 2 * * *")
     (tmp_path / "home").mkdir()
     with Server(tmp_path / "home", auth=AUTH) as server:
         wrong = server.leads_there | {"PREFECT_API_AUTH_STRING": "admin:wrong"}
@@ -333,7 +556,8 @@ def test_a_server_that_requires_a_string_refuses_a_wrong_one(tmp_path: Path) -> 
         assert "401" in done.stderr
         assert "PREFECT_API_AUTH_STRING" in done.stderr
         assert "Traceback" not in done.stderr
-        done = run(sys.executable, "-m", "flows.reproduce", cwd=project.root, **server.leads_there)
+        flow = (sys.executable, "-m", "flows.reproduce", "download@digits")
+        done = run(*flow, cwd=project.root, **server.leads_there)
         assert done.returncode == 0, done.stderr
 
 

@@ -124,7 +124,7 @@ def test_a_killed_server(_: int, make_repository: MakeRepository, mortal_server:
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory, mortal_server: Server) -> Project:
-    project = make_project(tmp_path_factory.mktemp("workers"), napping(), "0 2 * * *")
+    project = make_project(tmp_path_factory.mktemp("workers"), "0 2 * * *")
     deploy(project, mortal_server)
     return project
 

@@ -14,10 +14,12 @@ from tests.flows.services import wait_until
 
 ORPHAN = """
 import sys, time
-from flows.watch import watching
-with watching(lambda: False, lambda: None, has_worker=sys.argv[1] == "worker"):
-    print("watching", flush=True)
-    time.sleep(60)
+from flows.watch import end_with_worker
+if sys.argv[1] == "worker":
+    end_with_worker()
+    end_with_worker()
+print("watching", flush=True)
+time.sleep(60)
 """
 PARENT = """
 import subprocess, sys
@@ -57,6 +59,46 @@ def test_a_flow_ends_with_its_worker_and_with_nothing_else(parent: str) -> None:
         worker.stdout.close()
 
 
+STUBBORN = """
+import signal, time
+from flows import watch
+watch.GRACE_S = 1.0
+signal.signal(signal.SIGTERM, lambda *_: None)
+watch.end_with_worker()
+print("watching", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_flow_that_does_not_end_when_asked_is_killed() -> None:
+    """A process that is stuck, and does not end by SIGTERM, is killed after a grace."""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", PARENT, STUBBORN], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert worker.stdout is not None
+    child = psutil.Process(int(worker.stdout.readline()))
+    assert worker.stdout.readline() == "watching\n"
+    worker.kill()
+    worker.wait()
+    worker.stdout.close()
+    wait_until(lambda: is_gone(child), 10, "the flow's end")
+
+
+def test_an_orphan_ends_at_once() -> None:
+    """A flow whose worker died before the flow was loaded finds itself with another parent."""
+    late = f"import time; time.sleep(2)\n{ORPHAN}"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", PARENT, late, "worker"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert worker.stdout is not None
+    child = psutil.Process(int(worker.stdout.readline()))
+    worker.kill()
+    worker.wait()
+    wait_until(lambda: is_gone(child), 15, "the flow's end")
+    worker.stdout.close()
+
+
 WRITER = """
 import os, sys
 from rich.console import Console
@@ -92,7 +134,7 @@ def test_a_cancelled_run_is_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ends the stages is called once, however long the run stays cancelled."""
     monkeypatch.setattr(watch, "POLL_S", 0.01)
     calls = []
-    with watching(lambda: True, lambda: calls.append(1), has_worker=False):
+    with watching(lambda: True, lambda: calls.append(1)):
         time.sleep(0.3)
     assert calls == [1]
 
@@ -109,5 +151,5 @@ def test_a_server_that_does_not_answer_cancels_nothing(monkeypatch: pytest.Monke
             raise answer
         return answer
 
-    with watching(is_cancelled, cancelled.set, has_worker=False):
+    with watching(is_cancelled, cancelled.set):
         assert cancelled.wait(5)
