@@ -1,1 +1,1 @@
-"""Measurements of the pipeline beside others; `make bench` runs them all."""
+"""Benchmarks of the pipeline, alone and against Keras and PyTorch; `make bench` runs them all."""

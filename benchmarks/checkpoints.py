@@ -1,7 +1,6 @@
-"""What checkpoints cost: a real training on the small data set, at the default interval.
+"""The cost of checkpoints: a real training on the small data set, at the default interval.
 
-``python -m benchmarks.checkpoints VARIANT`` trains in the folder that it is called in, and prints
-the seconds of each save.
+``python -m benchmarks.checkpoints VARIANT`` trains in the current folder.
 """
 
 import json
@@ -11,45 +10,43 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from numpy.typing import NDArray
 
-from benchmarks.processes import ROOT, run, stage_command
-from pipeline import paths
-from pipeline.checkpoint import Checkpoint, Checkpoints
+from benchmarks.processes import ROOT, THIS_CODE, run, run_module, stage_command
+from pipeline.core import paths
+from pipeline.training.checkpoint import Checkpoint, Checkpoints
 
 DATASET = "digits"
-CODE = {"PYTHONPATH": str(ROOT)}
 
 
 def measure(variant: str) -> dict[str, Any]:
-    """Return seconds of training and of saving, and the share of saving."""
+    """Return the seconds of the training loop, and the share that checkpoints take."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(ROOT / paths.PARAMS, folder)
         for stage in ("download", "preprocess"):
-            run(stage_command(stage, DATASET), folder, CODE)
-        output = run([sys.executable, "-m", "benchmarks.checkpoints", variant], folder, CODE).output
-        saves: list[float] = json.loads(output.splitlines()[-1])
-        training = json.loads((folder / paths.training(DATASET, variant)).read_text())
-    seconds = training["seconds"]
-    return {
-        "seconds": seconds,
-        "saves": len(saves),
-        "saving_seconds": round(sum(saves), 3),
-        "share": round(sum(saves) / seconds, 5),
-    }
+            run(stage_command(stage, DATASET), folder, THIS_CODE)
+        figures: dict[str, Any] = run_module("benchmarks.checkpoints", variant, folder=folder)
+    return figures
 
 
-def _train(variant: str) -> list[float]:
-    """Train, and return the seconds of each save, the copy of the weights before it included."""
-    # They load TensorFlow, which the process that waits can do without.
+def _train(variant: str) -> dict[str, Any]:
+    # These load TensorFlow, which `measure` does not need.
     from pipeline import train
-    from pipeline.learner import Learner
+    from pipeline.network.framework import keras
+    from pipeline.training import loop
+    from pipeline.training.learner import Learner
 
-    begins, seconds = [], []
+    begins: list[float] = []  # of the training, then of each save with its copy of the weights
+    ends: list[float] = []  # of each save; the training ends with the last
 
     class TimedLearner(Learner):
+        def __init__(self, network: keras.Model, batch_size: int) -> None:
+            begins.append(time.perf_counter())
+            super().__init__(network, batch_size)
+
         def arrays(self) -> dict[str, NDArray[Any]]:
             begins.append(time.perf_counter())
             return super().arrays()
@@ -57,11 +54,20 @@ def _train(variant: str) -> list[float]:
     class TimedCheckpoints(Checkpoints):
         def save(self, checkpoint: Checkpoint) -> None:
             super().save(checkpoint)
-            seconds.append(time.perf_counter() - begins[-1])
+            ends.append(time.perf_counter())
 
-    vars(train).update(Learner=TimedLearner, Checkpoints=TimedCheckpoints)
-    train.main(DATASET, variant)
-    return seconds
+    with (
+        patch.object(loop, "Learner", TimedLearner),
+        patch.object(train, "Checkpoints", TimedCheckpoints),
+    ):
+        train.main(DATASET, variant)
+    seconds, saving = ends[-1] - begins[0], sum(ends) - sum(begins[1:])
+    return {
+        "seconds": round(seconds, 1),
+        "saves": len(ends),
+        "saving_seconds": round(saving, 3),
+        "share": round(saving / seconds, 5),
+    }
 
 
 if __name__ == "__main__":

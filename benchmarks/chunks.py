@@ -1,28 +1,32 @@
-"""Evaluation's speed and memory against the size of its chunks, and against the test set's.
+"""Speed and memory of evaluation by chunk size and by test-set size.
 
-Weights do not matter to either, and the images are random bytes.
+The weights affect neither, so nothing is trained; the images are random bytes.
 """
 
 import json
 import resource
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
 
-from benchmarks.processes import run
+from benchmarks.processes import run_module
 from benchmarks.throughput import CLASSES, IMAGE_SHAPE, read_variant
-from pipeline import evaluate, model
-from pipeline.data import Split, SplitReader, split_writer
-from pipeline.device import find_device
-from pipeline.memory import MB
-from pipeline.metrics import Totals
-from pipeline.params import Params
-from pipeline.progress import Progress
+from pipeline import evaluate
+from pipeline.core.params import Params
+from pipeline.core.progress import Progress
+from pipeline.datasets.splits import Split, SplitReader, split_writer
+from pipeline.network.build import build_for_inference
+from pipeline.network.chunks import MB, Evaluate
+from pipeline.network.device import find_device
+from pipeline.network.inference import ChunkedForward, choose_chunk_size
+from pipeline.network.memory import PeakMemory
+from pipeline.scores.metrics import Totals
 
 CHUNK_SIZES = (8, 32, 64, 128, 256, 512, 1024, 4096)
 SWEEP_IMAGES = {"alexnet_norm": 4_096, "alexnet_dropout": 8_192, "lenet5": 65_536}
@@ -31,7 +35,7 @@ BLOCK = 10_000
 
 
 def write_random_split(folder: Path, images: int) -> None:
-    """Write a split of random images, a block at a time."""
+    """Write a split of random images, block by block."""
     random = np.random.default_rng(0)
     with split_writer(folder, images, IMAGE_SHAPE) as write:
         for start in range(0, images, BLOCK):
@@ -47,78 +51,99 @@ def write_random_split(folder: Path, images: int) -> None:
 def measure_apart(
     variant: str, test: Path, chunk_size: int = 0, *, limit_mb: int = 0, plain: bool = False
 ) -> dict[str, Any]:
-    """Evaluate in a process of its own, with no weights trained.
+    """Return the speed, memory and errors of an evaluation in a process of its own.
 
     Parameters
     ----------
     variant : str
+        Evaluated with its initial weights.
     test : Path
         The folder of a test split.
     chunk_size : int
-        0 for the pipeline's own choice.
+        0 for the one that the pipeline chooses.
     limit_mb : int
-        Address space that may be taken over the loaded model; 0 for no limit.
+        Address space allowed on top of the loaded model; 0 for no limit.
     plain : bool
-        Whether to call the network with all images at once instead.
+        Pass all images to the network at once instead, and return the errors alone.
 
     Raises
     ------
     RuntimeError
-        If that process failed.
+        If that process fails.
     """
     request = json.dumps([variant, str(test), chunk_size, limit_mb, plain])
-    output = run([sys.executable, "-m", "benchmarks.chunks", request]).output
-    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    result: dict[str, Any] = run_module("benchmarks.chunks", request)
+    print(variant, result, flush=True)
     return result
 
 
-def sweep(variant: str) -> Iterator[dict[str, Any]]:
-    """Yield a row for each size of chunk, the pipeline's own choice last."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_random_split(Path(folder), SWEEP_IMAGES[variant])
-        for chunk_size in (*CHUNK_SIZES, 0):
-            yield measure_apart(variant, Path(folder), chunk_size) | {"chosen": not chunk_size}
+def measure(variant: str, patience: float) -> dict[str, list[dict[str, Any]]]:
+    """Return a row for each chunk size, and for each test-set size.
 
-
-def grow(variant: str, patience: float) -> Iterator[dict[str, Any]]:
-    """Yield a row for each size of the test set that takes at most `patience` seconds."""
-    speed = float("inf")
-    for images in SET_SIZES:
-        if images / speed > patience:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            write_random_split(Path(folder), images)
-            row = measure_apart(variant, Path(folder), 0)
-        speed = row["images_per_second"]
-        yield row
+    Parameters
+    ----------
+    variant : str
+    patience : float
+        Seconds; test sets that would take longer are skipped.
+    """
+    by_images: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_random_split(folder, SWEEP_IMAGES[variant])
+        by_chunk = [
+            measure_apart(variant, folder, size) | {"chosen": not size}
+            for size in (*CHUNK_SIZES, 0)
+        ]
+        for images in SET_SIZES:
+            if by_images and images / by_images[-1]["images_per_second"] > patience:
+                break
+            write_random_split(folder, images)
+            by_images.append(measure_apart(variant, folder))
+    return {"by_chunk": by_chunk, "by_images": by_images}
 
 
 def _measure(
     variant: str, test: Path, chunk_size: int, limit_mb: int, plain: bool
 ) -> dict[str, Any]:
-    _, description = read_variant(variant)
-    settings: evaluate.Evaluate = Params().get("evaluate", evaluate.Evaluate)
+    settings: Evaluate = Params().get("evaluate", Evaluate)
     precision = find_device().precision(settings.precision)
-    loaded = model.build_for_inference(description, precision)
-    chosen = chunk_size or evaluate.choose_chunk_size(loaded, settings.memory_budget_mb)
+    loaded = build_for_inference(read_variant(variant)[1], precision)
     if limit_mb:
         limit = psutil.Process().memory_info().vms + int(limit_mb * MB)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    ready: list[tuple[ChunkedForward, float]] = []
+
+    class TimedForward(ChunkedForward):
+        def warm_up(self) -> None:
+            super().warm_up()
+            ready.append((self, time.perf_counter()))
+
     with (
         SplitReader(test) as reader,
         tempfile.TemporaryFile("w") as predictions,
         tempfile.TemporaryFile("w") as mistakes,
         Progress("evaluate", len(reader), "images", rate_unit="images") as progress,
+        patch.object(evaluate, "ChunkedForward", TimedForward),
     ):
         if plain:
             images, labels = reader.read(0, len(reader))
             totals = Totals(CLASSES)
             totals.add(loaded.network(images).numpy(), labels)
             return {"errors": totals.errors}
-        evaluated = evaluate.evaluate(loaded, 0, reader, chosen, predictions, mistakes, progress)
-    totals = evaluated.totals
-    figures: dict[str, Any] = evaluate.summarise({0: evaluated}, precision)["evaluation"]
-    return {"images": totals.n, "errors": totals.errors} | figures
+        memory = PeakMemory()
+        size = chunk_size or choose_chunk_size(loaded, settings, len(reader))
+        totals = evaluate.evaluate(loaded, 0, reader, size, predictions, mistakes, progress)
+        [(forward, begin)] = ready
+        seconds = time.perf_counter() - begin
+    return {
+        "images": totals.n,
+        "errors": totals.errors,
+        "precision": precision,
+        "chunk_size": forward.chunk_size,
+        "backoffs": forward.backoffs,
+        "peak_memory_mb": round(memory.peak_mb(), 1),
+        "images_per_second": round(totals.n / seconds, 1),
+    }
 
 
 if __name__ == "__main__":

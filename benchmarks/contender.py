@@ -1,17 +1,17 @@
-"""What a contender in a measurement of throughput is: a process that works when it is its turn.
+"""One side of a throughput comparison: a process that works on request.
 
-All contenders are started and warmed up first; then they take turns of a few seconds, so that
-whatever else the machine does meets all of them alike. This module needs NumPy alone, since PyTorch
-has an environment of its own.
+All contenders start and warm up first, then run in rotation for a few seconds each, so that
+background load affects all of them alike. This module imports NumPy alone, because PyTorch runs in
+an environment of its own.
 """
 
 import json
 import math
+import operator
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +23,19 @@ MATRIX_SIDE = 2048
 Work = Callable[[int], int]
 
 
-@dataclass(frozen=True)
-class Contender:
+class Contender(NamedTuple):
     """A network in memory, ready to work.
 
     Attributes
     ----------
     parameters : int
-        Weights and biases, which must be the variant's.
+        The number of weights and biases, to be checked against the variant's.
     versions : dict of str to str
-        Of the libraries.
+        Library versions.
     work : callable
-        Makes so many training steps, or classifies so many batches, and returns the images.
+        Runs that many training steps or inference batches, and returns the number of images.
     multiply : callable
-        Multiplies so many square matrices of `MATRIX_SIDE`, and returns the operations.
+        Multiplies that many matrices, and returns the number of operations.
     """
 
     parameters: int
@@ -45,17 +44,32 @@ class Contender:
     multiply: Work
 
 
-def random_images(
-    image_shape: tuple[int, ...], classes: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return images of shape (`IMAGES`, height, width, channels) and their labels, both uint8."""
+def random_images(request: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return random images (`IMAGES`, height, width, channels) and labels, both uint8."""
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (IMAGES, *image_shape), dtype=np.uint8)
-    return images, random.integers(0, classes, IMAGES, dtype=np.uint8)
+    images = random.integers(0, 256, (IMAGES, *request["image_shape"]), dtype=np.uint8)
+    return images, random.integers(0, request["classes"], IMAGES, dtype=np.uint8)
 
 
-class Turns:
-    """Calls a piece of work for about so many seconds, with what the turn before has taught.
+def matrix_products(
+    convert: Callable[[NDArray[np.float32]], Any],
+    multiply: Callable[[Any, Any], Any] = operator.matmul,
+) -> Work:
+    """Return `Contender.multiply` for a library, given how to convert and multiply matrices."""
+    random = np.random.default_rng(0)
+    matrix = convert(random.standard_normal((MATRIX_SIDE, MATRIX_SIDE), np.float32))
+
+    def work(times: int) -> int:
+        for _ in range(times):
+            product = multiply(matrix, matrix)
+        float(product[0, 0])  # waits for the last one
+        return times * 2 * MATRIX_SIDE**3
+
+    return work
+
+
+class TimedWork:
+    """Runs work for about as long as asked; the previous run says how much fits.
 
     Parameters
     ----------
@@ -67,11 +81,10 @@ class Turns:
         work(1)  # compiles
         self.pieces_per_second = self._time(2)[1]
 
-    def take(self, seconds: float) -> float:
-        """Return the units done in a second.
+    def run(self, seconds: float) -> float:
+        """Return the units done per second.
 
-        A quarter of the turn goes before it unmeasured: caches, and pages that the system took back
-        while others had their turns, are not what is compared.
+        An untimed quarter goes first: it refills caches and pages lost while others ran.
         """
         pieces = max(1, round(self.pieces_per_second * seconds))
         self.work(math.ceil(pieces / 4))
@@ -86,11 +99,10 @@ class Turns:
 
 
 def serve(make: Callable[[dict[str, Any]], Contender]) -> None:
-    """Answer requests from standard input: a JSON line each, and one back.
+    """Answer requests on standard input, each a line of JSON, with a line of JSON.
 
-    The first one says what to build: ``task`` ("train" or "infer"), ``layers`` (rows of
-    params.yaml, the classifier included), ``image_shape``, ``classes`` and what else the contender
-    wants. The others are ``["work", seconds]`` and ``["multiply", seconds]``.
+    The first request is from `throughput.request_for` and says what to build; the others are
+    ``["work", seconds]`` and ``["multiply", seconds]``.
     """
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
 
@@ -98,8 +110,8 @@ def serve(make: Callable[[dict[str, Any]], Contender]) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     contender = make(json.loads(sys.stdin.readline()))
-    turns = {"work": Turns(contender.work), "multiply": Turns(contender.multiply)}
+    timed = {"work": TimedWork(contender.work), "multiply": TimedWork(contender.multiply)}
     answer({"parameters": contender.parameters, "versions": contender.versions})
     for line in sys.stdin:
         what, seconds = json.loads(line)
-        answer(turns[what].take(seconds))
+        answer(timed[what].run(seconds))

@@ -1,12 +1,8 @@
-"""Where this project's time goes: the share of each kind of kernel in training and in inference.
+"""The share of each kind of kernel in training and inference time, by TensorFlow's profiler.
 
-``python -m benchmarks.kernels VARIANT TASK`` prints the milliseconds of each kind, by TensorFlow's
-profiler, in a process of its own.
+``python -m benchmarks.kernels VARIANT TASK`` prints the milliseconds of each kind.
 """
 
-import pipeline  # noqa: F401 - before TensorFlow, which reads its settings
-
-# isort: split
 import json
 import sys
 import tempfile
@@ -14,12 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import tensorflow as tf
-from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
 from benchmarks.ours import make
-from benchmarks.processes import run
+from benchmarks.processes import run_module
 from benchmarks.throughput import request_for
+from pipeline.network.framework import tf
 
 HOST = "/host:CPU"
 PIECES = 10  # training steps, or chunks
@@ -27,22 +21,21 @@ PIECES = 10  # training steps, or chunks
 
 def measure(variant: str, task: str) -> dict[str, float]:
     """Return the share of each kind of kernel in the time of all, the largest first."""
-    output = run([sys.executable, "-m", "benchmarks.kernels", variant, task]).output
-    milliseconds: dict[str, float] = json.loads(output.splitlines()[-1])
-    whole = sum(milliseconds.values())
-    return {kind: round(each / whole, 4) for kind, each in milliseconds.items()}
+    milliseconds: dict[str, float] = run_module("benchmarks.kernels", variant, task)
+    total = sum(milliseconds.values())
+    return {kind: round(each / total, 4) for kind, each in milliseconds.items()}
 
 
 def _profile(variant: str, task: str) -> dict[str, float]:
     contender = make(request_for(variant, task)[0], "auto")
     contender.work(2)  # compiles
+    milliseconds: dict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
         with tf.profiler.experimental.Profile(folder):
             contender.work(PIECES)
-        milliseconds: dict[str, float] = defaultdict(float)
         for path in Path(folder).rglob("*.xplane.pb"):
             for name, duration in _events(path):
-                # Kernels are called node:Kind; a node's name has no blank, other events' may.
+                # Kernels are called node:Kind. Node names have no spaces; other events' may.
                 node, colon, kind = name.rpartition(":")
                 if colon and node and " " not in name and not node.endswith(":"):
                     milliseconds[kind] += duration
@@ -50,7 +43,9 @@ def _profile(variant: str, task: str) -> dict[str, float]:
 
 
 def _events(path: Path) -> Iterator[tuple[str, float]]:
-    """Yield the name and the milliseconds of what the processor did."""
+    """Yield the names and milliseconds of the events on the CPU."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
     space = xplane_pb2.XSpace.FromString(path.read_bytes())
     for plane in space.planes:
         if plane.name == HOST:

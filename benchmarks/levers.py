@@ -1,21 +1,23 @@
-"""What each measure for speed is worth: this project's training with one of them taken away.
+"""What each performance measure gains: training speed with one of them turned off at a time.
 
-``python -m benchmarks.levers NAME`` is a contender; an empty name takes nothing away.
+``python -m benchmarks.levers NAME`` is a contender; an empty name turns nothing off.
 """
 
 import sys
 from collections.abc import Callable, Sequence
+from unittest.mock import patch
 
 from benchmarks.contender import serve
 from benchmarks.ours import make
 from benchmarks.throughput import Entry, read_variant
-from pipeline import convolution, learner, model
-from pipeline.device import find_device
-from pipeline.framework import keras, tf
+from pipeline.network import kernels
+from pipeline.network.device import find_device
+from pipeline.network.framework import keras, tf
+from pipeline.training import learner
 
 
 class KerasAdam:
-    """Keras's own Adam in the place of `pipeline.optimizer.FusedAdam`."""
+    """Keras's own Adam in place of `kernels.FusedAdam`."""
 
     def __init__(self, weights: Sequence[keras.Variable]) -> None:
         self.weights = weights
@@ -27,41 +29,28 @@ class KerasAdam:
         self.adam.apply(gradients, self.weights)
 
 
-def _keras_adam() -> None:
-    vars(learner)["FusedAdam"] = KerasAdam
-
-
-def _onednns_gradient() -> None:
-    convolution.LARGEST_IMAGE = 0
-
-
-def _power_function() -> None:
-    model.ALEXNET_BETA = float("nan")
-
-
-def _tensorflows_lrn() -> None:
-    def call(self: model.LocalResponseNormalization, inputs: tf.Tensor) -> tf.Tensor:
-        values = tf.cast(inputs, tf.float32)  # it knows no bfloat16 on CPUs
-        normalised = tf.nn.lrn(values, self.depth_radius, self.bias, self.alpha, self.beta)
-        return tf.cast(normalised, inputs.dtype)
-
-    model.LocalResponseNormalization.call = call  # type: ignore[method-assign]
+def _tensorflows_lrn(layer: kernels.LocalResponseNormalization, inputs: tf.Tensor) -> tf.Tensor:
+    values = tf.cast(inputs, tf.float32)  # it has no bfloat16 kernel for CPUs
+    normalised = tf.nn.lrn(values, layer.depth_radius, layer.bias, layer.alpha, layer.beta)
+    return tf.cast(normalised, inputs.dtype)
 
 
 GRADIENT = "the filter's gradient as a convolution"
-# What is taken away, and how. The first one is an environment variable, see `entries`.
-TAKEN_AWAY: dict[str, Callable[[], None]] = {
+# How each one is turned off; oneDNN by an environment variable, see `entries`.
+TURN_OFF: dict[str, Callable[[], object]] = {
     "": lambda: None,
     "oneDNN": lambda: None,
-    "the fused Adam": _keras_adam,
-    GRADIENT: _onednns_gradient,
-    "LRN as a band product": _tensorflows_lrn,
-    "LRN's power by square roots": _power_function,
+    "the fused Adam": patch.object(learner, "FusedAdam", KerasAdam).start,
+    GRADIENT: patch.object(kernels, "LARGEST_IMAGE", 0).start,
+    "LRN as a band product": patch.object(
+        kernels.LocalResponseNormalization, "call", _tensorflows_lrn
+    ).start,
+    "LRN's power by square roots": patch.object(kernels, "ALEXNET_BETA", None).start,
 }
 
 
 def entries(variant: str) -> list[Entry]:
-    """Return a contender for each measure that the variant's layers and the device make use of."""
+    """Return a contender for each measure that affects the variant on this device."""
     row, _ = read_variant(variant)
     has_lrn = any(layer.type == "lrn" for layer in row.layers)
     has_bfloat16 = find_device().has_bfloat16
@@ -71,11 +60,11 @@ def entries(variant: str) -> list[Entry]:
             [sys.executable, "-m", "benchmarks.levers", name],
             {"TF_ENABLE_ONEDNN_OPTS": "0" if name == "oneDNN" else "1"},
         )
-        for name in TAKEN_AWAY
+        for name in TURN_OFF
         if (has_lrn or not name.startswith("LRN")) and (has_bfloat16 or name != GRADIENT)
     ]
 
 
 if __name__ == "__main__":
-    TAKEN_AWAY[sys.argv[1]]()
+    TURN_OFF[sys.argv[1]]()
     serve(lambda request: make(request, "auto"))

@@ -1,4 +1,4 @@
-"""The machine that figures are from, and how repeated figures are told."""
+"""The machine that figures come from, and the spread of repeated figures."""
 
 import importlib.metadata
 import os
@@ -6,34 +6,24 @@ import platform
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
-from pipeline.device import CPU_INFO, find_device
+from pipeline.network.device import CPU_INFO, find_device
 
-# What tells one machine from another; its libraries change with time.
+# What identifies a machine; library versions change over time.
 HARDWARE = ("device", "cpu_family", "bfloat16", "cores")
 
 
-class Spread(NamedTuple):
-    """Repeated measurements: the middle one, the extremes, and how many there are."""
-
-    median: float
-    low: float
-    high: float
-    repeats: int
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Return the spread of values, with four significant digits."""
-    figures = (statistics.median(values), min(values), max(values))
-    median, low, high = (float(f"{figure:.4g}") for figure in figures)
-    return Spread(median, low, high, len(values))
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the median and the range to four significant digits, and the number of values."""
+    figures = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return {name: float(f"{each:.4g}") for name, each in figures.items()} | {"repeats": len(values)}
 
 
 def cpu_family() -> int | None:
-    """Return the vendor's number of the CPU's design, which a cloud's model name may hide."""
+    """Return the vendor's number for the CPU's design, which a cloud's model name may hide."""
     try:
         family = re.search(r"^cpu family\s*: (\d+)$", CPU_INFO.read_text(), re.MULTILINE)
     except OSError:  # not Linux
@@ -42,7 +32,7 @@ def cpu_family() -> int | None:
 
 
 def describe() -> dict[str, Any]:
-    """Return the hardware, the system and the libraries' versions."""
+    """Return the hardware, the operating system and the library versions."""
     device = find_device()
     return {
         "device": str(device),
@@ -59,12 +49,12 @@ def describe() -> dict[str, Any]:
 def replace(
     measurements: Sequence[Mapping[str, Any]], new: Mapping[str, Any]
 ) -> list[Mapping[str, Any]]:
-    """Return measurements with a new one first, and without an older one of the same machine.
+    """Return the measurements with `new` first, in place of an older one from the same machine.
 
     Parameters
     ----------
     measurements : sequence of dict
-        Each with a "machine", see `describe`.
+        One per machine, described under ``"machine"`` as by `describe`.
     new : dict
     """
 

@@ -1,4 +1,4 @@
-"""The variant in PyTorch, channels last: eager or compiled, in float32 or by autocast to bfloat16.
+"""The variant in PyTorch, channels last: eager or compiled, float32 or bfloat16 by autocast.
 
 ``python -m benchmarks.pytorch [--compile] [--bfloat16]``, in an environment of its own.
 """
@@ -9,20 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.contender import (
-    INFERENCE_BATCH,
-    MATRIX_SIDE,
-    Contender,
-    Work,
-    random_images,
-    serve,
-)
+from benchmarks.contender import INFERENCE_BATCH, Contender, matrix_products, random_images, serve
 
 
-def layer(row: dict[str, Any], channels: int, last: bool) -> list[nn.Module]:
-    """Return the modules of a row of params.yaml, of which `channels` come in.
+def modules(row: dict[str, Any], channels: int, last: bool) -> list[nn.Module]:
+    """Return the PyTorch modules for a layer of params.yaml with `channels` input channels.
 
-    Inputs of dense layers are left to be found out by the first batch.
+    Dense layers are lazy: the first batch sets their input size.
     """
     match row["type"]:
         case "conv":
@@ -39,23 +32,21 @@ def layer(row: dict[str, Any], channels: int, last: bool) -> list[nn.Module]:
         case "dense":
             relu = [] if last else [nn.ReLU(inplace=True)]
             return [nn.Flatten(), nn.LazyLinear(row["units"]), *relu]
-    raise ValueError(f"no module for {row}")
+    raise ValueError(f"no PyTorch module for {row}")
 
 
 def make(request: dict[str, Any], *, compiled: bool, bfloat16: bool) -> Contender:
-    """Build the variant."""
+    """Return the variant, built and in channels-last order."""
     torch.manual_seed(0)
     *_, channels = request["image_shape"]
-    modules: list[nn.Module] = []
+    network = nn.Sequential()
     for row in request["layers"]:
-        modules += layer(row, channels, last=row is request["layers"][-1])
+        network.extend(modules(row, channels, last=row is request["layers"][-1]))
         channels = row.get("filters", channels)
-    network = nn.Sequential(*modules)
-    arrays = random_images(tuple(request["image_shape"]), request["classes"])
-    images, labels = (torch.from_numpy(array) for array in arrays)
-    images = images.permute(0, 3, 1, 2)  # bytes in channels-last order, as the pipeline has them
+    images, labels = (torch.from_numpy(array) for array in random_images(request))
+    images = images.permute(0, 3, 1, 2)  # bytes in channels-last order, as in the pipeline
     targets = labels.long()
-    network(images[:2] / 255)  # tells the dense layers their inputs
+    network(images[:2] / 255)  # sets the dense layers' input sizes
     network.to(memory_format=torch.channels_last)
     forward = torch.compile(network) if compiled else network
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
@@ -83,15 +74,10 @@ def make(request: dict[str, Any], *, compiled: bool, bfloat16: bool) -> Contende
                 forward(batch.to(memory_format=torch.channels_last) / 255)
         return batches * INFERENCE_BATCH
 
-    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(torch.bfloat16 if bfloat16 else torch.float32)
-
-    def multiply(times: int) -> int:
-        for _ in range(times):
-            matrix @ matrix
-        return times * 2 * MATRIX_SIDE**3
-
-    work: Work = train if request["task"] == "train" else infer
+    work = train if request["task"] == "train" else infer
     parameters = sum(each.numel() for each in network.parameters())
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    multiply = matrix_products(lambda matrix: torch.from_numpy(matrix).to(dtype))
     return Contender(parameters, {"torch": torch.__version__}, work, multiply)
 
 

@@ -1,7 +1,6 @@
-"""What each stage takes for an image, from ten thousand images to a million.
+"""Time and memory of whole stages, from ten thousand images to a million.
 
-Real stages, run one after another on images of noise, each with a white bar that tells its class,
-so that a short training learns them.
+The images are noise with a white bar that gives away the class, so that a short training learns it.
 """
 
 import tempfile
@@ -12,27 +11,28 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from benchmarks.processes import ROOT, run, stage_command
-from pipeline import idx
+from benchmarks.processes import ROOT, THIS_CODE, run, stage_command
+from pipeline.core import paths
+from pipeline.datasets import idx
 
-STAGES = ("preprocess", "train", "evaluate", "footprint", "report")
+STAGES = ("preprocess", "train", "evaluate", "profile", "report")
 MEASURED = ("preprocess", "evaluate", "report")
-VARIANT = "lenet5"
+DATASET, VARIANT = "digits", "lenet5"
 
 
 def write_project(folder: Path, images: int) -> None:
-    """Write settings, and raw files of so many images for training and for the test."""
+    """Write params, and raw files of that many images for training and for the test."""
     yaml = YAML()
-    params = yaml.load(ROOT / "params.yaml")
-    digits = params["datasets"]["digits"]
+    params = yaml.load(ROOT / paths.PARAMS)
+    digits = params["datasets"][DATASET]
     digits["preprocess"]["validation_size"] = images // 10
     digits["train"] = {"samples": 6400, "epochs": None}
     params["variants"][VARIANT]["budget"] = {"samples": 6400}
-    params["run"] = {"datasets": ["digits"], "variants": [VARIANT]}
-    yaml.dump(params, folder / "params.yaml")
+    params["run"] = {"datasets": [DATASET], "variants": [VARIANT]}
+    yaml.dump(params, folder / paths.PARAMS)
     random = np.random.default_rng(0)
     for part in ("train", "test"):
-        raw = folder / "data/raw/digits"
+        raw = folder / paths.raw(DATASET)
         pixels = random.integers(0, 256, (images, 28, 28), dtype=np.uint8)
         labels = random.integers(0, 10, images, dtype=np.uint8)
         pixels[np.arange(images), 2 * labels] = 255
@@ -41,18 +41,19 @@ def write_project(folder: Path, images: int) -> None:
 
 
 def measure(images: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each stage: seconds and peak memory (MB) of its whole process."""
+    """Yield a row for each measured stage: seconds and peak memory of its process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_project(folder, images)
         for stage in STAGES:
             variant = "" if stage in ("preprocess", "report") else VARIANT
-            command = stage_command(stage, "digits", variant)
-            usage = run(command, folder, {"PYTHONPATH": str(ROOT)})
+            usage = run(stage_command(stage, DATASET, variant), folder, THIS_CODE)
             if stage in MEASURED:
-                yield {
+                row = {
                     "images": images * (2 if stage == "preprocess" else 1),
                     "stage": stage,
                     "seconds": round(usage.seconds, 2),
                     "peak_memory_mb": round(usage.peak_memory_mb),
                 }
+                print(row, flush=True)
+                yield row

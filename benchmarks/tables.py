@@ -1,68 +1,63 @@
-"""The tables of docs/performance.md, made from the results."""
+"""docs/benchmarks.md: the tables of all machines, from results.json."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.files import write_text
-from pipeline.render import markdown_table
+from pipeline.page.text import markdown_table
 
 OURS = "this project"
 SMALLEST_SHARE = 0.01
-MARK = re.compile(r"<!-- (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+TITLES = {"train": "training", "infer": "inference"}
+# AMD's names, by CPU family and whether the CPU has bfloat16.
+ZEN = {(25, False): "Zen 3", (25, True): "Zen 4", (26, True): "Zen 5"}
+INTRODUCTION = """# Benchmarks
+
+All tables of `make bench`. [performance.md](performance.md) says what they mean.
+`python -m benchmarks` writes this page from [results.json](../benchmarks/results.json); do not edit
+it."""
 
 
-def update(page: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Put the tables of the parts that have results between their marks, and leave the rest.
+def page(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return the page in Markdown: a section for each part, the latest machine unfolded.
 
     Parameters
     ----------
-    page : Path
-        Markdown with ``<!-- part -->`` and ``<!-- end -->`` around each table.
     results : dict
-        What ``python -m benchmarks`` wrote: for each part, a measurement of each machine. The first
-        is shown, those after it are folded.
+        By part, the measurement of each machine, the latest first.
     """
-
-    def fill(match: re.Match[str]) -> str:
-        part = match[1]
+    sections = [INTRODUCTION]
+    for part, (title, note, table) in SECTIONS.items():
         if part not in results:
-            return match[0]
-        first, *others = results[part]
-        sections = [f"Measured {_origin(first)}.\n\n{TABLES[part](first['figures'])}"]
-        sections += [_folded(_origin(other), TABLES[part](other["figures"])) for other in others]
-        return f"<!-- {part} -->\n" + "\n\n".join(sections) + "\n<!-- end -->"
-
-    write_text(page, MARK.sub(fill, page.read_text()))
-
-
-def _folded(summary: str, body: str) -> str:
-    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
+            continue
+        first, *others = ((_origin(each), table(each["figures"])) for each in results[part])
+        sections += [f"## {title}", note, "\n\n".join(first)]
+        sections += [
+            f"<details><summary>{origin}</summary>\n\n{tables}\n\n</details>"
+            for origin, tables in others
+        ]
+    return "\n\n".join(sections) + "\n"
 
 
 def _origin(measurement: Mapping[str, Any]) -> str:
     at = measurement["machine"]
+    zen = ZEN.get((at["cpu_family"], at["bfloat16"])) if "AMD" in at["device"] else None
     family = "" if at["cpu_family"] is None else f"CPU family {at['cpu_family']}, "
     return (
-        f"on {measurement['date']}: {at['cores']} cores of {at['device']}, {family}"
-        f"{'with' if at['bfloat16'] else 'without'} bfloat16, {at['memory_gb']:.0f} GB, "
+        f"{f'{zen}, ' if zen else ''}{measurement['date']}: {at['cores']} cores of {at['device']}, "
+        f"{family}{'with' if at['bfloat16'] else 'without'} bfloat16, {at['memory_gb']:.0f} GB, "
         f"{at['system']}, Python {at['python']}, TensorFlow {at['tensorflow']}, "
         f"Keras {at['keras']}, NumPy {at['numpy']}"
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    return "\n".join(markdown_table(header, rows))
-
-
 def throughput(figures: Mapping[str, Any]) -> str:
-    """Return a table for each variant and task; ratios are this project's speed over theirs."""
+    """Return a table for each variant and task."""
+    header = ["", "images/s", "range", "speed-up", "GFLOP/s", "of a matrix product"]
     sections = []
     for variant, tasks in figures.items():
         for task, measured in tasks.items():
             contenders = measured["contenders"]
-            ours = contenders[OURS]["images_per_second"]["median"]
+            ours = contenders[OURS]["images_per_second"]
             rows = []
             for name, each in contenders.items():
                 speed = each["images_per_second"]
@@ -72,29 +67,22 @@ def throughput(figures: Mapping[str, Any]) -> str:
                         name,
                         f"{speed['median']:,.0f}",
                         f"{speed['low']:,.0f} – {speed['high']:,.0f}",
-                        "" if name == OURS else f"{ours / speed['median']:.2f}",
+                        "" if name == OURS else f"{ours['median'] / speed['median']:.2f}",
                         f"{work:,.0f}",
                         f"{work / each['gigaflops']['median']:.0%}",
                     ]
                 )
-            heads = [
-                "", "images/s", "lowest – highest", "this project is faster by", "GFLOP/s",
-                "of its matrix product",
-            ]  # fmt: skip
-            title = {"train": "training", "infer": "inference"}[task]
-            repeats = contenders[OURS]["images_per_second"]["repeats"]
-            sections.append(
-                f"**`{variant}`, {title}**, medians of {repeats} turns:\n\n" + _table(heads, rows)
-            )
+            title = f"**`{variant}`, {TITLES[task]}**, median of {ours['repeats']} rounds:"
+            sections += [title, markdown_table(rows, header)]
     return "\n\n".join(sections)
 
 
 def kernels(figures: Mapping[str, Any]) -> str:
-    """Return the largest shares of the time, by kind of kernel."""
+    """Return the kinds of kernels that take most of the time, with their shares."""
     rows = [
         [
             f"`{variant}`",
-            {"train": "training", "infer": "inference"}[task],
+            TITLES[task],
             ", ".join(
                 f"{kind.removeprefix('_')} {share:.1%}"
                 for kind, share in shares.items()
@@ -104,16 +92,15 @@ def kernels(figures: Mapping[str, Any]) -> str:
         for variant, tasks in figures.items()
         for task, shares in tasks.items()
     ]
-    return _table(["", "", f"kernels with {SMALLEST_SHARE:.0%} or more of the time"], rows)
+    return markdown_table(rows, ["", "", "kernels"])
 
 
 def chunks(figures: Mapping[str, Any]) -> str:
-    """Return speed and memory by the size of the chunk, and by the size of the test set."""
+    """Return speed and memory by chunk size, and by test-set size."""
 
     def cells(row: Mapping[str, Any]) -> list[str]:
         return [f"{row['images_per_second']:,.0f}", f"{row['peak_memory_mb']:,.0f} MB"]
 
-    heads = ["images/s", "memory over the model"]
     by_chunk = [
         [
             f"`{variant}`",
@@ -128,16 +115,17 @@ def chunks(figures: Mapping[str, Any]) -> str:
         for variant, rows in figures.items()
         for row in rows["by_images"]
     ]
+    header = ["images/s", "peak memory"]
     return "\n\n".join(
         [
-            _table(["", "images at once", *heads], by_chunk),
-            _table(["", "test images", *heads], by_images),
+            markdown_table(by_chunk, ["", "chunk size", *header]),
+            markdown_table(by_images, ["", "test images", *header]),
         ]
     )
 
 
 def scale(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Return what a stage's whole process takes, for an image."""
+    """Return time and memory of whole stages by number of images."""
     rows = [
         [
             row["stage"],
@@ -148,23 +136,25 @@ def scale(figures: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in sorted(figures, key=lambda row: (str(row["stage"]), int(row["images"])))
     ]
-    return _table(["stage", "images", "time", "for an image", "memory"], rows)
+    return markdown_table(rows, ["stage", "images", "time", "per image", "peak memory"])
 
 
 def overhead(figures: Mapping[str, Any]) -> str:
     """Return the seconds of start-up and of orchestration."""
-    tables = []
-    for kind, head in (("start_up", "importing"), ("orchestration", "running")):
-        rows = [
-            [name, f"{each['median']:.2f} s", f"{each['low']:.2f} – {each['high']:.2f} s"]
-            for name, each in figures[kind].items()
-        ]
-        tables.append(_table([head, "median", "lowest – highest"], rows))
-    return "\n\n".join(tables)
+    return "\n\n".join(
+        markdown_table(
+            [
+                [name, f"{each['median']:.2f} s", f"{each['low']:.2f} – {each['high']:.2f} s"]
+                for name, each in figures[kind].items()
+            ],
+            [title, "median", "range"],
+        )
+        for kind, title in (("start_up", "import of"), ("orchestration", "run of"))
+    )
 
 
 def checkpoints(figures: Mapping[str, Any]) -> str:
-    """Return the share of checkpoints in the time of training."""
+    """Return the share of checkpoints in training time."""
     rows = [
         [
             f"`{variant}`",
@@ -175,15 +165,56 @@ def checkpoints(figures: Mapping[str, Any]) -> str:
         ]
         for variant, each in figures.items()
     ]
-    return _table(["", "training", "checkpoints", "they took", "share"], rows)
+    return markdown_table(rows, ["", "training", "checkpoints", "time to save", "share"])
 
 
-TABLES: dict[str, Callable[[Any], str]] = {
-    "throughput": throughput,
-    "levers": throughput,
-    "kernels": kernels,
-    "chunks": chunks,
-    "scale": scale,
-    "overhead": overhead,
-    "checkpoints": checkpoints,
+class Section(NamedTuple):
+    """A section of the page: its title, how to read it, and how to make its tables."""
+
+    title: str
+    note: str
+    table: Callable[[Any], str]
+
+
+SECTIONS = {
+    "throughput": Section(
+        "Throughput",
+        "The contenders run in rotation, three seconds at a time. The speed-up is this project's\n"
+        "throughput over the contender's. GFLOP/s counts convolutions and dense layers; the last\n"
+        "column compares it with a product of two 2,048 × 2,048 matrices in the same process.",
+        throughput,
+    ),
+    "levers": Section(
+        "What each measure gains",
+        "Training with one measure turned off at a time; the speed-up is what the measure gains.",
+        throughput,
+    ),
+    "kernels": Section(
+        "Kernels",
+        "Shares of this project's kernel time, by TensorFlow's profiler; shares below "
+        f"{SMALLEST_SHARE:.0%} are left out.",
+        kernels,
+    ),
+    "chunks": Section(
+        "Evaluation by chunk and test set",
+        "Each row is a process of its own. Memory is on top of the loaded model.",
+        chunks,
+    ),
+    "scale": Section(
+        "Scale",
+        "Whole processes of real stages, start-up included, with `lenet5` and images of MNIST's\n"
+        "shape. Preprocessing counts training and test images.",
+        scale,
+    ),
+    "overhead": Section(
+        "Start-up and orchestration",
+        "Whole processes: a stage's imports; then all stages of `lenet5` on the digits, as bare\n"
+        "commands, by `dvc repro` and by the Prefect flow.",
+        overhead,
+    ),
+    "checkpoints": Section(
+        "Checkpoints",
+        "Training on the digits with a checkpoint every minute, and one at the end.",
+        checkpoints,
+    ),
 }

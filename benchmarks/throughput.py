@@ -1,90 +1,102 @@
-"""Images a second in training and inference: this project, plain Keras and PyTorch, in turns."""
+"""Images per second in training and inference: this project, plain Keras and PyTorch."""
 
 import json
 import os
 import subprocess
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from benchmarks.machine import Spread, spread
-from pipeline import model
-from pipeline.params import Params
-from pipeline.variants import Conv, Dense, PlacedLayer, Shape, Variant
+from benchmarks.machine import spread
+from pipeline.core.params import Params
+from pipeline.network.build import Description
+from pipeline.network.device import find_device
+from pipeline.network.layers import Conv, Dense, PlacedLayer, Shape
+from pipeline.training.recipe import Variant
 
 IMAGE_SHAPE = Shape(28, 28, 1)
 CLASSES = 10
 TASKS = ("train", "infer")
-TURN_SECONDS = 3.0
+WORK_SECONDS = 3.0
 MULTIPLY_SECONDS = 1.0
-PYTORCH = ".venv-bench/bin/python"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender's name, the command that starts it, and what it wants in its environment."""
+    """A contender's name, its command, and the environment variables to set."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+def _python(module: str, *flags: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", f"benchmarks.{module}", *flags]
+
+
 def _pytorch(*flags: str) -> list[str]:
-    return [PYTORCH, "-m", "benchmarks.pytorch", *flags]
+    return _python("pytorch", *flags, python=".venv-bench/bin/python")
 
 
 ENTRIES = (
-    Entry("this project", [sys.executable, "-m", "benchmarks.ours", "auto"]),
-    Entry("Keras", [sys.executable, "-m", "benchmarks.plain_keras"]),
-    Entry(
-        "Keras, oneDNN on",
-        [sys.executable, "-m", "benchmarks.plain_keras"],
-        {"TF_ENABLE_ONEDNN_OPTS": "1"},
-    ),
+    Entry("this project", _python("ours", "auto")),
+    Entry("Keras", _python("plain_keras")),
+    Entry("Keras, oneDNN on", _python("plain_keras"), {"TF_ENABLE_ONEDNN_OPTS": "1"}),
     Entry("PyTorch", _pytorch()),
     Entry("PyTorch, compiled", _pytorch("--compile")),
 )
-# Where the device does not multiply in bfloat16 it is emulated, and several times slower.
+# Only where the CPU has bfloat16: elsewhere it is emulated, and several times slower.
 BFLOAT16_ENTRIES = (
-    Entry("this project, float32", [sys.executable, "-m", "benchmarks.ours", "float32"]),
+    Entry("this project, float32", _python("ours", "float32")),
     Entry("PyTorch, bfloat16", _pytorch("--bfloat16")),
     Entry("PyTorch, compiled, bfloat16", _pytorch("--compile", "--bfloat16")),
 )
 
 
+def entries(_variant: str) -> tuple[Entry, ...]:
+    """Return the contenders that make sense on this device, the same for all variants."""
+    return ENTRIES + (BFLOAT16_ENTRIES if find_device().has_bfloat16 else ())
+
+
 class Worker:
-    """A contender's process, warmed up."""
+    """A contender's process, warmed up.
+
+    Attributes
+    ----------
+    hello : dict
+        The contender's number of parameters and library versions.
+    """
 
     def __init__(self, process: subprocess.Popen[str], request: Mapping[str, Any]) -> None:
         self.process = process
         self.hello: dict[str, Any] = self._ask(request)
 
-    def take_turn(self, what: str, seconds: float) -> float:
-        """Return images, or operations, a second."""
+    def run(self, what: str, seconds: float) -> float:
+        """Return images per second of ``"work"``, or operations per second of ``"multiply"``."""
         return float(self._ask([what, seconds]))
 
     def _ask(self, question: object) -> Any:
         requests, answers = self.process.stdin, self.process.stdout
         if requests is None or answers is None:
             raise ValueError("a contender needs pipes for its input and output")
-        with suppress(BrokenPipeError):  # told by the missing answer
+        with suppress(BrokenPipeError):  # the missing answer reveals it
             print(json.dumps(question), file=requests, flush=True)
         answer = answers.readline()
         if not answer:
-            raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}")
+            raise RuntimeError(f"{self.process.args!r} exited with {self.process.wait()}")
         return json.loads(answer)
 
 
 @contextmanager
 def started(entry: Entry, request: Mapping[str, Any]) -> Iterator[Worker]:
-    """Start a contender, and end it with the block."""
+    """Start a contender, and kill it when the block ends."""
     environment = {
         name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"
     }
-    process = subprocess.Popen(  # noqa: S603 - one of ENTRIES
+    process = subprocess.Popen(  # noqa: S603 - commands of this package
         entry.command,
         env=environment | {"TF_CPP_MIN_LOG_LEVEL": "3"} | dict(entry.environment),
         stdin=subprocess.PIPE,
@@ -99,14 +111,13 @@ def started(entry: Entry, request: Mapping[str, Any]) -> Iterator[Worker]:
 
 
 def count_operations(placed: Sequence[PlacedLayer], task: str) -> int:
-    """Return the floating-point operations of an image in convolutions and dense layers.
+    """Return the floating-point operations per image in convolutions and dense layers.
 
-    Inference needs each multiply-add once; training twice more, for the gradients of weights and of
-    inputs, the latter not in the first layer.
+    A multiply-add counts as two. Training takes three times the forward pass, for the gradients of
+    weights and inputs, but the first layer needs no gradient of its inputs.
     """
     multiply_adds = []
-    channels = IMAGE_SHAPE.channels
-    before = IMAGE_SHAPE.size
+    channels, before = IMAGE_SHAPE.channels, IMAGE_SHAPE.size
     for place in placed:
         layer, shape = place.layer, place.shape
         if isinstance(layer, Conv):
@@ -114,23 +125,15 @@ def count_operations(placed: Sequence[PlacedLayer], task: str) -> int:
         elif isinstance(layer, Dense):
             multiply_adds.append(shape.size * before)
         channels, before = shape.channels, shape.size
-    times = 3 if task == "train" else 1
-    first = multiply_adds[0] if task == "train" else 0
-    return 2 * (times * sum(multiply_adds) - first)
+    if task == "train":
+        return 2 * (3 * sum(multiply_adds) - multiply_adds[0])
+    return 2 * sum(multiply_adds)
 
 
-class Measured(NamedTuple):
-    """What a contender did: images a second, and how its matrix products went beside it."""
-
-    images_per_second: Spread
-    gigaflops: Spread
-    versions: dict[str, str]
-
-
-def read_variant(name: str) -> tuple[Variant, model.Description]:
+def read_variant(name: str) -> tuple[Variant, Description]:
     """Return a variant of params.yaml, and its description for images of MNIST's shape."""
     row: Variant = Params().get(f"variants.{name}", Variant)
-    return row, model.Description(
+    return row, Description(
         dataset="random",
         variant=name,
         image_shape=list(IMAGE_SHAPE),
@@ -139,8 +142,8 @@ def read_variant(name: str) -> tuple[Variant, model.Description]:
     )
 
 
-def request_for(name: str, task: str) -> tuple[dict[str, Any], model.Description]:
-    """Return what a contender is asked for, and the variant's network."""
+def request_for(name: str, task: str) -> tuple[dict[str, Any], Description]:
+    """Return the request that tells a contender what to build, and the variant's description."""
     row, description = read_variant(name)
     request = {
         "task": task,
@@ -149,40 +152,55 @@ def request_for(name: str, task: str) -> tuple[dict[str, Any], model.Description
         "image_shape": list(IMAGE_SHAPE),
         "classes": CLASSES,
         "batch_size": row.batch_size,
-        "memory_budget_mb": Params().get("evaluate.memory_budget_mb", float),
     }
     return request, description
 
 
-def measure(name: str, task: str, entries: Sequence[Entry], rounds: int) -> dict[str, Measured]:
-    """Let contenders take turns with a variant.
+def measure(name: str, task: str, entries: Sequence[Entry], rounds: int) -> dict[str, Any]:
+    """Return the speeds of contenders that run a variant in rotation.
+
+    Parameters
+    ----------
+    name : str
+        The variant.
+    task : {"train", "infer"}
+    entries : sequence of Entry
+    rounds : int
+        How often each contender runs.
 
     Raises
     ------
     RuntimeError
-        If one of them fails, or has other parameters than the variant.
+        If a contender fails, or its network has another number of parameters than the variant.
     """
     request, description = request_for(name, task)
+    speeds: dict[str, list[float]] = defaultdict(list)
+    products: dict[str, list[float]] = defaultdict(list)
     with ExitStack() as stack:
         workers = {}
         for entry in entries:
             worker = workers[entry.name] = stack.enter_context(started(entry, request))
             if worker.hello["parameters"] != description.parameters:
                 raise RuntimeError(
-                    f"{entry.name} has {worker.hello['parameters']:,} parameters, {name} has "
-                    f"{description.parameters:,}: they would not do the same"
+                    f"{entry.name} has {worker.hello['parameters']:,} parameters, but {name} has "
+                    f"{description.parameters:,}: not the same network"
                 )
-        speeds: dict[str, list[float]] = {key: [] for key in workers}
-        products: dict[str, list[float]] = {key: [] for key in workers}
         order = deque(workers)
         for number in range(rounds):
             for key in order:
-                products[key].append(workers[key].take_turn("multiply", MULTIPLY_SECONDS) / 1e9)
-                speeds[key].append(workers[key].take_turn("work", TURN_SECONDS))
-            order.rotate(-1)  # nobody is always the first
-            turn = ", ".join(f"{key} {values[-1]:,.0f}" for key, values in speeds.items())
-            print(f"{name}, {task}, {number + 1} of {rounds}, images/s: {turn}", flush=True)
-        return {
-            key: Measured(spread(speeds[key]), spread(products[key]), worker.hello["versions"])
+                products[key].append(workers[key].run("multiply", MULTIPLY_SECONDS) / 1e9)
+                speeds[key].append(workers[key].run("work", WORK_SECONDS))
+            order.rotate(-1)  # no contender is always the first
+            latest = ", ".join(f"{key} {values[-1]:,.0f}" for key, values in speeds.items())
+            print(f"{name}, {task}, {number + 1} of {rounds}, images/s: {latest}", flush=True)
+    return {
+        "operations_per_image": count_operations(description.place_layers(), task),
+        "contenders": {
+            key: {
+                "images_per_second": spread(speeds[key]),
+                "gigaflops": spread(products[key]),
+                "versions": worker.hello["versions"],
+            }
             for key, worker in workers.items()
-        }
+        },
+    }

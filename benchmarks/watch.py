@@ -1,6 +1,6 @@
-"""Run a command, then print a last line: its exit status, seconds, and the most bytes it held.
+"""Run a command, then print its exit status, seconds and peak memory in bytes as a line of JSON.
 
-A process of its own, and a small one: a child's peak begins with what its parent held at the fork.
+A small process of its own, because a child's peak starts at what its parent held at the fork.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""Prefect flows that run dvc.yaml's graph; they orchestrate, and compute nothing."""
+"""A Prefect flow that runs dvc.yaml's graph; it orchestrates and computes nothing."""

@@ -1,4 +1,4 @@
-"""What a run leaves in Prefect: stage output in its log, progress, metrics and reports."""
+"""What a run shows in Prefect: the stages' output, progress, metrics and reports."""
 
 import re
 import time
@@ -23,7 +23,7 @@ PROGRESS_INTERVAL_S = 5.0
 
 
 class StageLog:
-    """Takes a stage's lines to the run's log, and its progress to an artifact."""
+    """Forwards a stage's lines to the run's log, and its progress to an artifact."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -32,7 +32,7 @@ class StageLog:
         self.updated = 0.0
 
     def __call__(self, line: str) -> None:
-        """Log a line; it may tell how much is done."""
+        """Log a line, and update the progress if the line has any."""
         share = share_done(line)
         if share is None:
             self.logger.info("%s", line)
@@ -42,7 +42,7 @@ class StageLog:
             try:
                 self._show(share, line)
             except (httpx.HTTPError, PrefectException) as error:
-                # A server that is away stops no training.
+                # An unreachable server must not stop a training.
                 self.logger.warning("no progress artifact: %s", error)
 
     def _show(self, share: float, line: str) -> None:
@@ -53,18 +53,18 @@ class StageLog:
 
 
 def key(name: str) -> str:
-    """Return a name as Prefect takes it for an artifact's key."""
+    """Return a name as a valid key of a Prefect artifact."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def publish_results(root: Path, nodes: Sequence[Node]) -> None:
-    """Show metrics, with their change against the last commit, and the stages' reports.
+    """Publish the metrics, with their change since the last commit, and the stages' reports.
 
     Parameters
     ----------
     root : Path
     nodes : sequence of Node
-        The stages of the run; what they write for git in Markdown is a report.
+        The stages of the run; Markdown files among their outputs in git are reports.
     """
     rows = metrics_against_head(root)
     if rows:

@@ -1,6 +1,6 @@
-"""What Prefect's server does about runs of this flow that went wrong: ``make deploy`` sets it up.
+"""The automations by which Prefect's server handles dead and late runs of this flow.
 
-``python -m flows.automations`` creates the automations, or brings them up to date.
+``python -m flows.automations`` creates or updates them; ``make deploy`` calls it.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ TOO_LATE_AFTER = timedelta(hours=6)
 
 
 def _absence(after: set[str], expect: set[str], within: timedelta) -> EventTrigger:
-    """Return a trigger for a run of this flow that shows no more sign of life."""
+    """Return a trigger for a run of this flow that sends no further event."""
     return EventTrigger(
         posture=Posture.Proactive,
         after={f"prefect.flow-run.{event}" for event in after},
@@ -70,7 +70,7 @@ AUTOMATIONS = (
 
 
 async def apply(automations: Iterable[Automation] = AUTOMATIONS) -> None:
-    """Make the server's automations of these names be these."""
+    """Create or update the automations on the server."""
     for automation in automations:
         try:
             existing = await Automation.aread(name=automation.name)

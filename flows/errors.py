@@ -1,4 +1,4 @@
-"""The errors that end a flow, or one of its stages, with one clear line.
+"""The errors that end a flow or one of its stages with one clear line.
 
 FlowError
 ├── GraphError      dvc.yaml cannot be read, has a cycle, or lacks a target
@@ -13,8 +13,13 @@ FlowError
 """
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line, or its kind if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class FlowError(Exception):
-    """What went wrong and what helps, in one line."""
+    """What went wrong, and a remedy, in one line."""
 
 
 class GraphError(FlowError):

@@ -1,8 +1,8 @@
-"""Run one stage through DVC, safely beside others in the same workspace.
+"""Run one stage through DVC, safely alongside others in the same workspace.
 
-The recipe: ``dvc --wait-for-lock repro --single-item STAGE``, one process for each stage, its
-upstream finished before. DVC waits for the lock of the repository; where its read-write lock is
-busy it fails at once, and is tried again here, within a bound.
+Each stage is a process ``dvc --wait-for-lock repro --single-item STAGE``, started once its upstream
+stages have finished. DVC waits for the repository's lock, but fails at once if its read-write lock
+is busy; then the stage is retried here, a bounded number of times.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from flows import supervise
 from flows.errors import StageFailed, StageStopped, StageTimedOut
 
 POLL_S = 0.1
-LOCK_WAIT_S = 600.0  # DVC itself would wait for its lock for ever
+LOCK_WAIT_S = 600.0  # DVC itself would wait forever
 BUSY_TRIES = 60
 BUSY_WAIT_S = 1.0
 KEPT_LINES = 20
@@ -31,7 +31,7 @@ PR_SET_CHILD_SUBREAPER = 36  # man 2 prctl
 
 
 class Outcome(StrEnum):
-    """What came of a stage, named as its state in Prefect."""
+    """The outcome of a stage, named like its state in Prefect."""
 
     RAN = "Completed"
     CACHED = "Cached"  # DVC found it unchanged
@@ -49,13 +49,13 @@ def run_stage(
     force: bool = False,
     pull: bool = False,
     lost: bool = False,
-    environment: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
     held: Sequence[int] = (),
     timeout_s: float | None = None,
     stop: threading.Event | None = None,
     on_line: Callable[[str], None] = print,
 ) -> Outcome:
-    """Run a stage to its end.
+    """Run a stage, and return its outcome.
 
     Parameters
     ----------
@@ -64,26 +64,26 @@ def run_stage(
     stage : str
         As DVC addresses it.
     force : bool
-        Run it though nothing changed.
+        Run it even if nothing changed.
     pull : bool
         Fetch its inputs and its earlier runs first, see `flows.single`.
     lost : bool
-        With `pull`: run it though only its outputs are missing.
-    environment : mapping
-        Variables to set for the stage's command.
+        With `pull`: run it although only its outputs are missing.
+    variables : mapping
+        Environment variables for the stage's command.
     held : sequence of int
-        Descriptors of locks that the stage's supervisor shall hold as long as it lives.
+        Descriptors of locks for the stage's supervisor to hold while it lives.
     timeout_s : float, optional
-        How long the stage may take.
+        The time limit.
     stop : threading.Event, optional
-        Once it is set, the stage is ended.
+        When it is set, the stage is ended.
     on_line : callable
-        Takes each line that DVC and the command print.
+        Called with each line that DVC and the command print.
 
     Raises
     ------
     StageFailed
-        If the command fails, or DVC's lock is not to be had.
+        If the command fails, or DVC's lock is not released in time.
     StageTimedOut
         If it takes longer than `timeout_s`.
     StageStopped
@@ -94,9 +94,9 @@ def run_stage(
     command = _command(stage, force, pull, lost)
     for _ in range(BUSY_TRIES):
         try:
-            return _run_once(root, stage, command, environment, held, timeout_s, stop, on_line)
+            return _run_once(root, stage, command, variables, held, timeout_s, stop, on_line)
         except _Busy:
-            # More or less, so that two that met do not meet again.
+            # With jitter, so that two processes do not collide again.
             if stop.wait(BUSY_WAIT_S * random.uniform(0.5, 1.5)):  # noqa: S311
                 raise StageStopped(f"{stage}: stopped") from None
     raise StageFailed(f"{stage}: DVC's read-write lock was busy {BUSY_TRIES} times")
@@ -113,7 +113,7 @@ def _run_once(
     root: Path,
     stage: str,
     command: Sequence[str],
-    environment: Mapping[str, str] | None,
+    variables: Mapping[str, str] | None,
     held: Sequence[int],
     timeout_s: float | None,
     stop: threading.Event,
@@ -122,7 +122,7 @@ def _run_once(
     process = subprocess.Popen(  # noqa: S603 - the command is DVC's
         [sys.executable, "-S", "-E", supervise.__file__, *command],
         cwd=root,
-        env=_environment(environment or {}),
+        env=environment(variables or {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -139,14 +139,16 @@ def _run_once(
             if line:
                 on_line(line)
             elif process.poll() is not None:
-                break  # killed: what it leaves behind may still hold the pipe
+                break  # killed; processes that it left may still hold the pipe
             waited = time.monotonic() - begin
             if stop.is_set():
                 raise StageStopped(f"{stage}: stopped after {waited:.0f} s")
             if timeout_s is not None and waited > timeout_s:
                 raise StageTimedOut(f"{stage}: took longer than {timeout_s:g} s")
             if not output.lines and waited > LOCK_WAIT_S:
-                raise StageFailed(f"{stage}: DVC's lock was not to be had in {LOCK_WAIT_S:g} s")
+                raise StageFailed(
+                    f"{stage}: timed out after {LOCK_WAIT_S:g} s waiting for the DVC lock"
+                )
         status = process.wait()
     finally:
         _end(process)
@@ -154,7 +156,7 @@ def _run_once(
 
 
 class _Output:
-    """The lines of a process, read beside it, so that a silent one can be ended."""
+    """The lines of a process, read in a thread, so that a silent process can be ended."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self.process = process
@@ -170,7 +172,7 @@ class _Output:
         self.waiting.put(None)
 
     def next_line(self) -> str | None:
-        """Return the next line, an empty one if there is none yet, or None at the end."""
+        """Return the next line, an empty string if there is none yet, or None at the end."""
         try:
             line = self.waiting.get(timeout=POLL_S)
         except queue.Empty:
@@ -184,19 +186,19 @@ class _Output:
         return line if line is None else line or ""
 
 
-def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Return this environment, in which ``python`` is this one and prints at once."""
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a command, in which ``python`` is this one, unbuffered."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"} | dict(more)
 
 
-def adopt_orphans() -> None:
-    """Become the parent of what a killed supervisor leaves, so that it can be reaped.
+def adopt_orphans(adopt: bool = True) -> None:
+    """Become the parent of the orphans of a killed supervisor, in order to reap them.
 
-    DVC takes a dead process for a lock's holder until it is reaped. Only Linux can do this.
+    Until it is reaped, DVC takes a dead process for the holder of a lock. Linux only.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def _judge(stage: str, status: int, output: _Output) -> Outcome:
@@ -225,7 +227,7 @@ def _reason(lines: Sequence[str]) -> str:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Leave no process of the stage behind, and reap its supervisor."""
+    """End all processes of the stage, and reap its supervisor."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

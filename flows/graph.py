@@ -1,4 +1,4 @@
-"""dvc.yaml's graph, read through DVC itself: which stages there are, and which of them changed."""
+"""dvc.yaml's graph, read through DVC: the stages, and which of them changed."""
 
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.utils.serialize import modify_yaml, parse_yaml
 
-from flows.errors import GraphError
+from flows.errors import GraphError, one_line
 from flows.policy import Policy, read_policy
 from flows.remote import (
     find_lost,
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
 
 
 LOCK_FILE = "dvc.lock"
-MISSING = ("deleted ", "not in cache ")  # as DVC's status says it
+MISSING = ("deleted ", "not in cache ")  # as in DVC's status
 
 
 @dataclass(frozen=True)
 class Node:
-    """A stage in its place.
+    """A stage of the graph.
 
     Attributes
     ----------
     name : str
         As DVC addresses it, such as ``train@mnist-lenet5``.
     upstream : tuple of str
-        The stages that must be finished first.
+        The stages that must finish first.
     policy : Policy
     changes : tuple of str
-        Why DVC would run it, as far as can be told before its upstream has run; empty if it is up
-        to date.
+        Why DVC would run it, as far as known before its upstream stages have run; empty if it is
+        up to date.
     missing : tuple of str
-        What is not here but was, and may come from a remote.
+        Recorded files that are not in the workspace or the cache; they may come from a remote.
     lost : tuple of str
-        Outputs that a run with ``--pull`` needs, and that are nowhere: it has to make them.
+        Outputs that a run with ``--pull`` needs and cannot fetch, so that the stage has to run.
     in_git : tuple of str
-        What it writes that git keeps: outputs that DVC does not cache, and the lists of those that
-        it does, below the root.
+        The files that it writes and git keeps, relative to the root: outputs that DVC does not
+        cache, and the .gitignore files of those that it does.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Node:
     in_git: tuple[str, ...]
 
     def reasons(self, allow_missing: bool = False) -> tuple[str, ...]:
-        """Return why the stage is to be run; a missing file is a reason unless it may be."""
+        """Return why the stage has to run; a missing file is a reason unless it is allowed."""
         return self.changes + self.lost + (() if allow_missing else self.missing)
 
 
@@ -78,7 +78,7 @@ def read_graph(
     pull: bool = False,
     push: bool = False,
 ) -> list[Node]:
-    """Return the stages that `targets` need, each one behind those that it depends on.
+    """Return the stages that `targets` need, in topological order.
 
     Parameters
     ----------
@@ -89,16 +89,16 @@ def read_graph(
     force : bool
         Whether all stages will run.
     pull : bool
-        Whether to look for what is missing in the cache and the remote. Needed is what a stage
-        that may run reads; if that is nowhere, the stage that makes it may run as well.
+        Whether missing files may be fetched. What a stage that may run reads is needed; if it is
+        neither in the cache nor in the remote, its producer may run as well.
     push : bool
-        With `pull`, all outputs are needed: the remote is to have them.
+        With `pull`, all outputs are needed, since the remote has to have them afterwards.
 
     Raises
     ------
     GraphError
-        If the repository or its dvc.yaml cannot be read, has a cycle, or lacks a target; or if the
-        remote does not answer, or what is needed is nowhere and no stage makes it.
+        If the repository or its dvc.yaml cannot be read, has a cycle, or lacks a target; if the
+        remote does not answer; or if needed data is nowhere and no stage produces it.
     PolicyError
         If a stage's ``meta`` is wrong.
     """
@@ -192,7 +192,7 @@ def _find_lost(
 
 @contextmanager
 def reading(root: Path) -> Iterator[Repo]:
-    """Open a repository under its lock; DVC names stages as seen from the current folder."""
+    """Open a repository under its lock, in its folder, to which DVC's names are relative."""
     with _explained(root), chdir(root), Repo(str(root)) as repo, lock_repo(repo):
         yield repo
 
@@ -226,7 +226,7 @@ def _changes(status: dict[str, list[Any]]) -> Iterator[str]:
 
 
 def _in_git(stage: "Stage", root: Path) -> Iterator[str]:
-    """Yield what git keeps of a stage's outputs: the file itself, or the .gitignore that has it."""
+    """Yield what git keeps of a stage's outputs: the file, or the .gitignore that lists it."""
     for out in stage.outs:
         path = Path(out.fs_path)
         kept = path if not out.use_cache else path.with_name(".gitignore")
@@ -235,7 +235,7 @@ def _in_git(stage: "Stage", root: Path) -> Iterator[str]:
 
 
 def require_remote(root: Path) -> None:
-    """Refuse to fetch or share data where DVC has no default remote.
+    """Check that DVC has a default remote.
 
     Raises
     ------
@@ -270,10 +270,9 @@ def push_outputs(root: Path, nodes: Sequence[Node]) -> None:
             push_runs(repo, stages)
         # Each kind of remote has a library of its own, with errors of its own.
         except Exception as error:
-            said = " ".join(str(error).split()) or type(error).__name__
             raise GraphError(
-                f"{root}: the results could not be sent to DVC's remote ({said}); they are in "
-                "DVC's cache here: run again when the remote answers"
+                f"{root}: the results could not be sent to DVC's remote ({one_line(error)}); they "
+                "are in DVC's cache here: run again when the remote answers"
             ) from error
 
 
@@ -293,10 +292,10 @@ def use_cache(root: Path, folder: Path) -> None:
 
 
 def order_lock(root: Path, nodes: Sequence[Node]) -> None:
-    """Put dvc.lock in the order in which ``dvc repro`` writes it, from the last commit on.
+    """Put the stages in dvc.lock in the order in which ``dvc repro`` would have written them.
 
-    DVC keeps what is there and appends what is new, in the order of the graph. Stages that run side
-    by side are recorded as they finish, which is another order each time.
+    DVC keeps existing entries and appends new ones in the order of the graph. Stages that run in
+    parallel are recorded as they finish, in a different order each time.
 
     Parameters
     ----------
@@ -331,7 +330,7 @@ def _stages_of(text: str, name: str) -> list[str]:
 
 
 def metrics_against_head(root: Path) -> list[dict[str, Any]]:
-    """Return a row for each metric: file, name, value at HEAD and now, and the change."""
+    """Return a row for each changed metric: file, name, old and new value, and the change."""
     with Repo(str(root)) as repo:
         changes = repo.metrics.diff(all=True).get("diff", {})
     return [

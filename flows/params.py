@@ -1,59 +1,70 @@
-"""Set single values of params.yaml, and leave every other byte as it is, comments included."""
+"""Set single values of params.yaml; every other byte stays unchanged, comments included."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from flows.errors import ParamsError
-from pipeline.errors import PipelineError, one_line
-from pipeline.params import Params, load_yaml, nearest
+from flows.errors import ParamsError, one_line
+from flows.settings import check_params
 
 PARAMS_FILE = "params.yaml"
+# Not all are YAMLErrors: an empty !!int is an IndexError, a table as a key a TypeError.
+YAML_ERRORS = (YAMLError, ValueError, TypeError, LookupError, RecursionError)
 
 
 def set_params(root: Path, assignments: Sequence[str]) -> None:
-    """Set values in params.yaml.
+    """Set values in params.yaml, and check it as the project does; on an error it is unchanged.
 
     Parameters
     ----------
     root : Path
         The workspace.
     assignments : sequence of str
-        ``key=value``: a dotted key that is there (a position, in a list), and a value in YAML.
+        ``key=value``: an existing dotted key (a position, in a list), and a value in YAML.
 
     Raises
     ------
     ParamsError
-        If an assignment is no such thing, the key is not there, a name could leave its folder, or
-        the file cannot be read.
+        If an assignment is malformed, the key does not exist, the file cannot be read, or the
+        project's own check rejects the result.
     """
-    if not assignments:
-        return
     path = root / PARAMS_FILE
+    if assignments:
+        try:
+            before = path.read_bytes()
+            text = before.decode()
+            for assignment in assignments:
+                text = _assign(text, assignment)
+        except (OSError, *YAML_ERRORS) as error:
+            raise ParamsError(f"{path}: cannot be read ({one_line(error)})") from error
+        _replace(path, text.encode())
     try:
-        text = path.read_text(encoding="utf-8")
-        for assignment in assignments:
-            text = _assign(text, assignment)
-    except (OSError, ValueError, YAMLError, RecursionError) as error:
-        raise ParamsError(f"{path}: cannot be read ({one_line(error)})") from error
+        check_params(root)
+    except ParamsError:
+        if assignments:
+            _replace(path, before)
+        raise
+
+
+def _replace(path: Path, content: bytes) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        Params(part)  # names become paths and commands: looked at before DVC sees them
+        part.write_bytes(content)  # as bytes, which keeps the line ends
         part.replace(path)
-    except PipelineError as error:
-        raise ParamsError(str(error).replace(str(part), str(path))) from error
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
 def changed_params(root: Path, assignments: Sequence[str]) -> Iterator[None]:
-    """Change params.yaml while the block runs, and have it as it was afterwards."""
+    """Change params.yaml while the block runs, and restore it afterwards."""
     path = root / PARAMS_FILE
     before = path.read_bytes() if assignments and path.exists() else None
     try:
@@ -65,26 +76,35 @@ def changed_params(root: Path, assignments: Sequence[str]) -> Iterator[None]:
 
 
 def _assign(text: str, assignment: str) -> str:
-    """Return the text of params.yaml with one value in the place of another."""
+    """Return the text of params.yaml with one value replaced."""
     key, equals, value = assignment.partition("=")
     if not equals or not key or not value.strip():
         raise ParamsError(f"--set {assignment}: expected key=value, such as train.seeds=[1]")
     try:
-        load_yaml(value)
-    except ValueError as error:
+        _load(value)
+    except YAML_ERRORS as error:
         raise ParamsError(f"--set {assignment}: {value!r} is not a value in YAML") from error
-    load_yaml(text)  # refuses what composing would only warn of
+    _load(text)  # rejects what composing would only warn of
     node: Node = YAML().compose(text)
     place = ""
     for name in key.split("."):
         children = _children(node)
         if name not in children:
             where = f"{PARAMS_FILE}: {place.strip('.') or 'the top'}"
-            remedy = nearest(name, children) if children else "it is a single value"
+            remedy = _nearest(name, children) if children else "it is a single value"
             raise ParamsError(f"--set {assignment}: {where}: there is no {name!r}; {remedy}")
         node = children[name]
         place += f".{name}"
     return text[: node.start_mark.index] + value.strip() + text[_end(text, node) :]
+
+
+def _load(text: str) -> object:
+    return YAML(typ="safe").load(text)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, known := sorted(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}"
 
 
 def _children(node: Node) -> dict[str, Node]:

@@ -1,30 +1,42 @@
-"""How a stage is to be run: retries, time limit, GPUs, memory; declared in dvc.yaml's `meta`."""
+"""How a stage is run: retries, time limit, GPUs, memory; declared as `meta` in dvc.yaml."""
 
+from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+)
 
 from flows.errors import PolicyError
-from pipeline.params import Section
 
 NETWORK_RETRIES = 3
 
 
-class Policy(Section):
-    """What a stage's ``meta`` may say.
+class Policy(BaseModel):
+    """The keys of a stage's ``meta``.
 
-    A retry waits ``retry_delay_s``, doubled each time, more or less a random part of it.
+    A retry waits ``retry_delay_s``, doubled each time, plus or minus a random part. A stage that
+    runs ``alone`` starts when no other is running, and none starts until it has finished.
     """
 
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
     retries: Annotated[int, Field(ge=0, le=20)] = 0
-    retry_delay_s: Annotated[float, Field(gt=0)] = 2.0
-    timeout_minutes: Annotated[float, Field(gt=0)] | None = None
-    gpus: Annotated[int, Field(ge=0)] = 0
-    memory_gb: Annotated[float, Field(ge=0)] = 0.0
+    retry_delay_s: PositiveFloat = 2.0
+    timeout_minutes: PositiveFloat | None = None
+    gpus: NonNegativeInt = 0
+    memory_gb: NonNegativeFloat = 0.0
+    alone: bool = False
 
 
 def read_policy(stage: str, meta: Any, touches_network: bool) -> Policy:
-    """Return the policy that a stage declares, with defaults for what it leaves out.
+    """Return the policy that a stage declares, with defaults for the rest.
 
     Parameters
     ----------
@@ -33,12 +45,13 @@ def read_policy(stage: str, meta: Any, touches_network: bool) -> Policy:
     meta : dict or None
         The stage's ``meta`` in dvc.yaml.
     touches_network : bool
-        Whether DVC itself fetches for this stage (an import); only then does it retry by default.
+        Whether DVC itself fetches for this stage (an import); only then are there retries by
+        default.
 
     Raises
     ------
     PolicyError
-        If a key is unknown or a value makes no sense.
+        If a key is unknown or a value is invalid.
     """
     defaults = {"retries": NETWORK_RETRIES} if touches_network else {}
     try:
@@ -46,10 +59,15 @@ def read_policy(stage: str, meta: Any, touches_network: bool) -> Policy:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(["meta", *map(str, first["loc"])])
-        reason = first["msg"].removeprefix("Value error, ")
-        if first["loc"]:
-            reason += f", received {first['input']!r}"
-        raise PolicyError(f"dvc.yaml: {stage}: {place}: {reason}") from None
+        if first["type"] == "extra_forbidden":
+            key = str(first["loc"][0])
+            close = get_close_matches(key, Policy.model_fields, n=1, cutoff=0.5)
+            known = ", ".join(Policy.model_fields)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are: {known}"
+            raise PolicyError(f"dvc.yaml: {stage}: meta: unknown key {key!r}; {hint}") from None
+        raise PolicyError(
+            f"dvc.yaml: {stage}: {place}: {first['msg']}, received {first['input']!r}"
+        ) from None
     except (TypeError, ValueError):
         raise PolicyError(
             f"dvc.yaml: {stage}: meta: expected keys with values, received {meta!r}"

@@ -1,6 +1,6 @@
-"""Record what a run made: as a commit of the branch, or as a DVC experiment; and share it.
+"""Record the result of a run as a commit of the branch or as a DVC experiment, and share it.
 
-All that can be refused is refused before the run, so that no result is made that cannot be kept.
+Runs whose result could not be recorded or shared are rejected up front.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ DVC = (sys.executable, "-m", "dvc")
 def require_recordable(
     root: Path, record: Record | None, *, pull: bool = False, push: bool = False
 ) -> None:
-    """Refuse a run whose result could not be recorded or shared as asked.
+    """Check that a result can be recorded and shared as requested.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def _remote(root: Path) -> str:
 
 
 def require_unchanged(nodes: Sequence[Node]) -> None:
-    """Refuse to record results of other code, params or data than lie there now.
+    """Check that the results belong to the code, params and data that are there now.
 
     Parameters
     ----------
@@ -114,13 +114,13 @@ def require_unchanged(nodes: Sequence[Node]) -> None:
     for node in nodes:
         if node.changes:
             raise RecordError(
-                f"not recorded, since {node.name} changed while the run was going "
+                f"not recorded, because {node.name} changed during the run "
                 f"({node.changes[0]}); run again"
             )
 
 
 def record_commit(root: Path, nodes: Sequence[Node], message: str) -> str | None:
-    """Commit what the run wrote, and nothing else.
+    """Commit the files that the run wrote, and nothing else.
 
     Parameters
     ----------
@@ -215,14 +215,14 @@ def push_experiment(root: Path, name: str) -> None:
 
 
 def _answers(root: Path, *git: str) -> bool:
-    """Tell whether a git command succeeds."""
+    """Return whether a git command succeeds."""
     command = [*GIT, *git]
     done = subprocess.run(command, cwd=root, capture_output=True, check=False)  # noqa: S603
     return done.returncode == 0
 
 
 def _run(root: Path, *command: str) -> str:
-    """Return what a command prints.
+    """Return the output of a command.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""What DVC's cache and remotes hold of the stages' outputs, and of their earlier runs."""
+"""The stages' outputs and earlier runs in DVC's cache and remotes: find, fetch and send them."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from dvc.config import NoRemoteError, RemoteConfigError
@@ -12,7 +12,7 @@ from dvc_data.hashfile.db import get_index
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 
-from flows.errors import GraphError
+from flows.errors import GraphError, one_line
 
 if TYPE_CHECKING:
     from dvc.dependency import Dependency
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def inputs_of(stage: "Stage", upstream: Iterable["Stage"]) -> list["Output"]:
-    """Return the outputs of other stages that a stage's dependencies are, hold, or lie in."""
+    """Return the outputs of other stages that overlap a stage's dependencies."""
     outs = [out for each in upstream for out in each.outs]
     return [out for out in outs if any(_overlap(out, dep) for dep in stage.deps)]
 
@@ -36,19 +36,19 @@ def _overlap(one: "Output", other: "Output") -> bool:
 
 
 def is_recorded(out: "Output") -> bool:
-    """Tell whether dvc.lock has an output that is not in the workspace."""
+    """Return whether an output is in dvc.lock but not in the workspace."""
     return bool(out.hash_info) and not out.exists
 
 
 def only_misses(dep: "Dependency", outs: Iterable["Output"]) -> bool:
-    """Tell whether a dependency is as recorded, but for outputs that are not in the workspace.
+    """Return whether a dependency is unchanged, apart from outputs that are not in the workspace.
 
     Parameters
     ----------
     dep : Dependency
-        A file or a folder that differs from what dvc.lock has.
+        A file or a folder.
     outs : iterable of Output
-        The outputs that it is, holds, or lies in.
+        The outputs that overlap it.
     """
     missing = [out for out in outs if _overlap(out, dep) and is_recorded(out)]
     if not dep.hash_info or not missing:
@@ -66,7 +66,7 @@ def only_misses(dep: "Dependency", outs: Iterable["Output"]) -> bool:
         below = out.fs.parts(out.fs_path)
         recorded = _list_of(out) if out.hash_info.isdir else [((), out.meta, out.hash_info)]
         if recorded is None:
-            return True  # nobody knows what was in it; if it is needed, it will be made again
+            return True  # its content is unknown; if it is needed, its stage runs again
         for key, meta, hash_info in recorded:
             place = (*below, *key)
             if place[: len(top)] == top:
@@ -82,18 +82,16 @@ def only_misses(dep: "Dependency", outs: Iterable["Output"]) -> bool:
 
 
 def _list_of(out: "Output") -> Tree | None:
-    """Return the list of a folder's files, from the cache or the remote; None if it is nowhere."""
+    """Return the list of a folder's files, from the cache or the remote; None if there is none."""
     for odb in (out.cache, remote_of(out)):
         if odb is not None:
-            try:
+            with _answering(out), suppress(FileNotFoundError, ObjectFormatError):
                 return Tree.load(odb, out.hash_info)
-            except (FileNotFoundError, ObjectFormatError):
-                continue
     return None
 
 
 def remote_of(out: "Output") -> Any:
-    """Return the remote's store that keeps an output; None if there is no remote."""
+    """Return the store of the remote that keeps an output; None if there is no remote."""
     try:
         return out.repo.cloud.get_remote_odb(out.remote, "pull", hash_name=out.hash_info.name)
     except NoRemoteError:
@@ -101,12 +99,12 @@ def remote_of(out: "Output") -> Any:
 
 
 def find_lost(outs: Sequence["Output"]) -> list["Output"]:
-    """Return the outputs of which something is neither in the cache nor in the remote.
+    """Return the outputs of which a file is neither in the cache nor in the remote.
 
     Parameters
     ----------
     outs : sequence of Output
-        Such as dvc.lock has, and are not in the workspace.
+        Recorded in dvc.lock, and not in the workspace.
 
     Raises
     ------
@@ -143,7 +141,7 @@ def find_lost(outs: Sequence["Output"]) -> list["Output"]:
 
 
 def _require_answer(remote: Any) -> None:
-    """Raise an error if a remote cannot be reached: asked for a file, some just say no."""
+    """Raise an error if a remote is unreachable: asked for a file, some only deny having it."""
     try:
         remote.fs.info(remote.path)
     except FileNotFoundError as error:
@@ -158,25 +156,24 @@ def _answering(out: "Output") -> Iterator[None]:
     # Each kind of remote has a library of its own, with errors of its own.
     except Exception as error:
         name = out.remote or out.repo.config["core"].get("remote")
-        said = " ".join(str(error).split()) or type(error).__name__
         raise GraphError(
-            f"DVC's remote {name!r} does not answer ({said}); nothing was run: try again when it "
-            "does, or leave out --pull"
+            f"DVC's remote {name!r} does not answer ({one_line(error)}); nothing was run: try "
+            "again when it does, or leave out --pull"
         ) from error
 
 
 def fetch_run(repo: "Repo", stage: "Stage") -> None:
-    """Bring a stage's entries of the run-cache from the remote, with the files that they name.
+    """Fetch a stage's earlier runs with the same inputs from the remote's run-cache.
 
-    They are the stage's earlier runs with the inputs that are in the workspace now. ``dvc repro
-    --pull`` copies all entries of all stages for each stage that it runs.
+    ``dvc repro --pull`` copies all entries of all stages for each stage that it runs; this only
+    those of one stage, with the files that they name.
     """
     runs = _runs_of(repo, "fetch")
     if runs is None:
         return
     stage.save_deps()
     if not _can_hash(stage):
-        return  # the run-cache never has it, such as one that always runs
+        return  # never in the run-cache, for example a stage that always runs
     key = _get_stage_hash(stage)
     folder = runs.fs.join(runs.path, "runs", key[:2], key)
     if not runs.fs.exists(folder):
@@ -188,22 +185,23 @@ def fetch_run(repo: "Repo", stage: "Stage") -> None:
         generic.copy(runs.fs, source, repo.cache.legacy.fs, cache._get_cache_path(key, value))
         entry = cache._load_cache(key, value)
         if entry:
-            hashes = [out.hash_info for out in cache._create_stage(entry, wdir=stage.wdir).outs]
-            repo.cloud.pull(hashes)
+            earlier = cache._create_stage(entry, wdir=stage.wdir)
+            for hashes in earlier.get_used_objs().values():
+                repo.cloud.pull(hashes)
 
 
 def push_runs(repo: "Repo", stages: Iterable["Stage"]) -> None:
-    """Send the stages' entries of the run-cache to the remote, with the outputs that git keeps.
+    """Send the stages' run-cache entries to the remote, with the outputs that git keeps.
 
-    ``dvc push --run-cache`` copies all entries at each call, and leaves out what git keeps, without
-    which no stage that writes it can be restored in another clone.
+    ``dvc push --run-cache`` copies all entries at each call, and leaves out the outputs that git
+    keeps, without which no stage that writes one can be restored in another clone.
     """
     runs = _runs_of(repo, "push")
     if runs is None:
         return
     cache = repo.stage_cache
     for stage in stages:
-        # One whose inputs are not here did not run here.
+        # A stage whose inputs are missing did not run here.
         if not all(dep.exists for dep in stage.deps) or not _can_hash(stage):
             continue
         key = _get_stage_hash(stage)
@@ -224,7 +222,7 @@ def push_runs(repo: "Repo", stages: Iterable["Stage"]) -> None:
 
 
 def _runs_of(repo: "Repo", command: str) -> Any:
-    """Return the default remote's store that has the run-cache; None where it can have none."""
+    """Return the store of the default remote's run-cache; None if it cannot have one."""
     try:
         store = repo.cloud.get_remote_odb(None, f"{command} --run-cache", hash_name="md5-dos2unix")
     except RemoteConfigError:  # NoRemoteError too
@@ -233,10 +231,10 @@ def _runs_of(repo: "Repo", command: str) -> Any:
 
 
 def push_files(repo: "Repo", outs: Iterable["Output"]) -> None:
-    """Send what the outputs' remotes lack of the files of folders.
+    """Send the files of folders that the outputs' remotes lack.
 
-    ``dvc push`` takes a remote that has the list of a folder's files to have the files as well, and
-    so would never send one again that was collected there.
+    ``dvc push`` assumes that a remote which has the list of a folder's files has the files as well,
+    so it would never send one again that was collected there.
     """
     for out in outs:
         tree = _list_of(out) if out.hash_info.isdir else None

@@ -1,4 +1,4 @@
-"""Reproduce dvc.yaml's graph as a Prefect flow: independent stages side by side, with retries.
+"""Reproduce dvc.yaml's graph as a Prefect flow: independent stages in parallel, with retries.
 
 ``python -m flows.reproduce [TARGET …]``; ``--help`` lists the options.
 """
@@ -11,17 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-# Read by Prefect while it is imported; what the user has set is left alone.
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# Prefect reads these when it is imported; what the user has set takes precedence.
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# Prefect's own 180 seconds would look dead to the automation in flows/automations.py.
-os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
 if __name__ == "__main__":
-    # The run's log has every line; a terminal gets one line a stage.
+    # The run's log has every line; a terminal gets one line per stage.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    # A server that is away for 14 seconds is waited for at each report, not for a minute.
+    # A server that is away is waited for 14 seconds at each report, not for a minute.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
 
 import httpx
@@ -39,10 +35,9 @@ from flows.record import Record, record_result, require_recordable, require_unch
 from flows.server import explain
 from flows.slots import hold_workspace
 from flows.stages import Reproduction, run_stages
-from flows.terminal import Terminal
+from flows.terminal import Terminal, duration
 from flows.verify import remove_damaged, remove_half_written_lock
 from flows.watch import end_with_worker
-from pipeline.progress import duration
 
 
 @flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
@@ -57,27 +52,26 @@ def reproduce(
     record: Record | None = None,
     cache: str | None = None,
 ) -> State[Any]:
-    """Reproduce the stages that `targets` need, all of them by default.
+    """Reproduce the stages that `targets` need, by default all.
 
     Parameters
     ----------
     targets : list of str, optional
         As ``dvc repro`` takes them.
     jobs : int
-        How many stages may run at once.
+        The maximum number of concurrent stages.
     force : bool
-        Run what is up to date too.
+        Run stages that are up to date as well.
     keep_going : bool
-        Run what does not depend on a failed stage.
+        After a failure, run the stages that do not depend on it.
     params : list of str, optional
         ``key=value`` to set in params.yaml first.
     pull, push : bool
-        Fetch missing data and runs from the remote, and send it what is new.
+        Fetch missing files and earlier runs from DVC's remote, and send the results to it.
     record : {"commit", "experiment"}, optional
         How to record the result: on the branch that is checked out, or as a DVC experiment.
     cache : str, optional
-        A folder for DVC's cache. Runs in checkouts of their own that share it do not fetch or make
-        again what one of them had.
+        A folder for DVC's cache, which runs in separate checkouts can share.
 
     Raises
     ------
@@ -98,7 +92,7 @@ def reproduce(
         set_params(root, params or [])
         reproduction = Reproduction(root, jobs, force, pull, keep_going, terminal)
         for name in remove_damaged(root, only_missing=True):
-            terminal.say(f"{name}: its copy in DVC's cache was damaged, and is not restored")
+            terminal.say(f"{name}: its copy in the cache was damaged and has been removed")
         nodes = read_graph(root, targets or [], force=force, pull=pull, push=push)
         message, is_whole = run_stages(nodes, reproduction)
         terminal.say(f"{message} (in {duration(time.monotonic() - begin)})")
@@ -122,13 +116,13 @@ def reproduce(
 
 
 def share(root: Path, nodes: Sequence[Node], terminal: Terminal, *, is_whole: bool) -> None:
-    """Send outputs to DVC's remote: of a run that failed as well, for the next one to restore."""
+    """Send the outputs to DVC's remote, after a failure too, for the next run to restore."""
     try:
         push_outputs(root, nodes)
     except GraphError as error:
         if is_whole:
             raise
-        terminal.say(f"warning: {error}")  # what counts is why the run failed
+        terminal.say(f"warning: {error}")  # the stage's own error is the one to report
 
 
 def show_plan(root: Path, targets: Sequence[str], force: bool, pull: bool, push: bool) -> None:
@@ -140,7 +134,7 @@ def show_plan(root: Path, targets: Sequence[str], force: bool, pull: bool, push:
         if reasons or force:
             reason = "; ".join(["forced"] * force + list(reasons))
         elif behind:
-            reason = f"if {' or '.join(behind)} puts out something else"
+            reason = f"if the output of {' or '.join(behind)} changes"
         else:
             print(f"{node.name}: cached")
             continue
@@ -191,7 +185,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Do what the command line asks for.
+    """Run or plan what the command line asks for.
 
     Raises
     ------
@@ -199,12 +193,12 @@ def run(parsed: argparse.Namespace) -> None:
         If the run is refused, fails or is cancelled.
     """
     root = Path.cwd()
-    # Before a server is started; the flow asks again, since it may run without this command.
+    # Before a server is started; the flow checks again, since it may run without this command.
     require_recordable(root, parsed.record, pull=parsed.pull, push=parsed.push)
-    if parsed.dry_run:
-        with changed_params(root, parsed.params):
+    with changed_params(root, parsed.params):
+        if parsed.dry_run:
             show_plan(root, parsed.targets, parsed.force, parsed.pull, parsed.push)
-        return
+            return
     arguments = {key: value for key, value in vars(parsed).items() if key != "dry_run"}
     state = reproduce(**arguments, return_state=True)
     if state.is_cancelled():

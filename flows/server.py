@@ -1,18 +1,18 @@
-"""What is wrong when Prefect's server does not answer as it should."""
+"""Errors of Prefect's server, explained in one line."""
 
 import httpx
 from prefect.settings import PREFECT_API_URL
 
-from pipeline.errors import one_line
+from flows.errors import one_line
 
 
 def explain(error: Exception) -> str:
-    """Return what is wrong with the server, and what helps, in one line."""
+    """Return what is wrong with the server, with a remedy, in one line."""
     status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
     if status in (401, 403):
         return (
-            f"Prefect: {PREFECT_API_URL.value()} refuses who we are ({status}); set "
-            "PREFECT_API_AUTH_STRING to the server's own string"
+            f"Prefect: {PREFECT_API_URL.value()} rejects our credentials ({status}); set "
+            "PREFECT_API_AUTH_STRING to the server's authentication string"
         )
     told = one_line(error)
     where = PREFECT_API_URL.value()

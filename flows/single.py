@@ -1,11 +1,12 @@
-"""Run one stage of a run that pulls: obtain what it needs, and hand it to ``dvc repro``.
+"""Run one stage with ``--pull``: fetch what it needs, then hand it to ``dvc repro``.
 
-``python -m flows.single STAGE [--lost] [--force]``. It is a process of its own beside others, in
-one workspace, since DVC's locks are not for threads.
+``python -m flows.single STAGE [--lost] [--force]`` runs as its own process, since DVC's locks are
+not safe for threads.
 """
 
 import argparse
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 from dvc.cli import main as dvc
@@ -13,7 +14,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import get_active_graph
 
-from flows.errors import FlowError, StageFailed
+from flows.errors import FlowError, StageFailed, one_line
 from flows.graph import changes_of
 from flows.remote import fetch_run, inputs_of, is_recorded
 
@@ -21,10 +22,10 @@ UNCHANGED = "Stage '{}' didn't change, skipping"  # as DVC says it
 
 
 def obtain(root: Path, name: str, *, anyway: bool) -> bool:
-    """Bring what a stage reads into the workspace, from the cache or a remote.
+    """Fetch the inputs of a stage from the cache or a remote, unless nothing changed.
 
-    An input is brought as a whole, even if the stage reads but a part of it: a part alone would
-    look like a change of the stage that made it.
+    An output that is needed is fetched as a whole, even if the stage reads only a part of it: a
+    part alone would look like a change of the stage that made it.
 
     Parameters
     ----------
@@ -32,19 +33,20 @@ def obtain(root: Path, name: str, *, anyway: bool) -> bool:
     name : str
         The stage, as DVC addresses it.
     anyway : bool
-        Whether it runs though nothing changed.
+        Run it even if nothing changed.
 
     Returns
     -------
     bool
-        Whether there is a reason to run it; if there is none, nothing is brought.
+        Whether there is a reason to run it; if not, nothing is fetched.
 
     Raises
     ------
     StageFailed
-        If something cannot be had.
+        If an input cannot be fetched.
     """
-    with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
+    # DVC names stages as seen from the current folder.
+    with chdir(root), Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
         graph = get_active_graph(repo.index.graph)
         stage = next(each for each in graph if each.addressing == name)
         upstream = list(graph.successors(stage))
@@ -56,22 +58,26 @@ def obtain(root: Path, name: str, *, anyway: bool) -> bool:
             if missing:
                 print(f"{name}: fetching {names}", flush=True)
                 repo.pull([out.fs_path for out in missing], force=True)
-        except DvcException as error:
+        except (DvcException, OSError) as error:
             makers = " ".join(sorted({out.stage.addressing for out in missing}))
             raise StageFailed(
-                f"{name}: {names} could not be fetched ({' '.join(str(error).split())}); look "
-                f"whether DVC's remote answers, or make them again: dvc repro --force {makers}"
+                f"{name}: {names} could not be fetched ({one_line(error)}); check "
+                f"that DVC's remote answers, or make them again: dvc repro --force {makers}"
             ) from error
-        fetch_run(repo, stage)
+        try:
+            fetch_run(repo, stage)
+        # Each kind of remote has a library of its own; without earlier runs, the stage runs.
+        except Exception as error:
+            print(f"{name}: earlier runs could not be fetched ({one_line(error)})", flush=True)
     return True
 
 
 def main() -> int:
-    """Obtain what the stage needs and reproduce it; return DVC's exit status."""
+    """Fetch what the stage needs and reproduce it; return DVC's exit status."""
     parser = argparse.ArgumentParser(prog="python -m flows.single", description=__doc__)
     parser.add_argument("stage")
     parser.add_argument("--lost", action="store_true", help="its outputs are nowhere")
-    parser.add_argument("--force", action="store_true", help="run it though nothing changed")
+    parser.add_argument("--force", action="store_true", help="run it even if nothing changed")
     asked = parser.parse_args()
     try:
         if not obtain(Path.cwd(), asked.stage, anyway=asked.lost or asked.force):

@@ -1,9 +1,10 @@
-"""What stages share: GPUs of the machine, memory of the flow, and the workspace itself.
+"""Shared resources: the machine's GPUs, memory, and the workspace.
 
-A GPU and a workspace are held by a lock on a file, which the kernel drops when its holder dies, so
-that no slot can leak. Memory is counted in the flow's own process, and goes with it.
+GPUs and the workspace are held by file locks, which the kernel releases when their holder dies, so
+no slot can leak. Memory is counted in the flow's process.
 """
 
+import fcntl
 import os
 import subprocess
 import tempfile
@@ -14,8 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.errors import StageStopped, WorkspaceBusy
-from pipeline.files import try_lock
+from flows.errors import FlowError, StageStopped, WorkspaceBusy
 
 GB = 10**9
 POLL_S = 0.5
@@ -24,7 +24,7 @@ WORKSPACE_LOCK = Path(".dvc/tmp/flow.lock")
 
 
 def find_gpus() -> tuple[str, ...]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, in the form of CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(gpu for gpu in visible.split(",") if gpu and gpu != "-1")
@@ -41,9 +41,36 @@ def find_gpus() -> tuple[str, ...]:
     return tuple(listed.stdout.split())
 
 
+def try_lock(path: Path) -> int | None:
+    """Lock a file, which is created if it is missing.
+
+    Returns
+    -------
+    int or None
+        A descriptor that holds the lock until it is closed or its process dies; None if another
+        process holds it.
+
+    Raises
+    ------
+    FlowError
+        If the file cannot be created.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise FlowError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 @contextmanager
 def hold_workspace(root: Path) -> Iterator[None]:
-    """Hold a workspace, so that two flows never work in one.
+    """Hold a workspace exclusively.
 
     Raises
     ------
@@ -66,14 +93,14 @@ def hold_workspace(root: Path) -> Iterator[None]:
 
 
 class Resources:
-    """Hands out GPUs and memory to stages, and waits until there are enough.
+    """Reserves GPUs and memory for stages, waiting until enough are free.
 
     Parameters
     ----------
     gpus : tuple of str
-        As `find_gpus` names them; with none, a stage that asks for one runs on the CPU.
+        From `find_gpus`; if there are none, a stage that asks for one runs on the CPU.
     memory_gb : float, optional
-        How much the stages may ask for together; the machine's memory by default.
+        The total that concurrent stages may reserve; by default the machine's memory.
     """
 
     def __init__(self, gpus: tuple[str, ...] | None = None, memory_gb: float | None = None) -> None:
@@ -86,7 +113,7 @@ class Resources:
     def hold(
         self, gpus: int, memory_gb: float, stop: threading.Event
     ) -> Iterator[tuple[dict[str, str], list[int]]]:
-        """Wait for GPUs and memory, and hold them.
+        """Reserve GPUs and memory, waiting until they are free.
 
         A stage that asks for more memory than there is runs alone.
 

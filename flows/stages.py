@@ -1,4 +1,4 @@
-"""Run the stages of a graph as Prefect tasks, side by side, each by its policy."""
+"""Run the stages of a graph as Prefect tasks, in parallel, each by its policy."""
 
 import queue
 import threading
@@ -29,20 +29,20 @@ JITTER = 0.5
 
 @dataclass
 class Reproduction:
-    """What the stages of one run share.
+    """The state that the stages of a run share.
 
     Parameters
     ----------
     root : Path
         The workspace.
     jobs : int
-        How many stages may run at once.
+        The maximum number of concurrent stages.
     force, pull : bool
-        Whether to run what is up to date too, and to fetch what is missing.
+        Whether to run stages that are up to date, and to fetch missing files.
     keep_going : bool
         Whether stages that do not depend on a failed one still run.
     terminal : Terminal
-        Shows what happens.
+        Shows the stages.
     """
 
     root: Path
@@ -56,7 +56,7 @@ class Reproduction:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     def is_unchanged(self, node: Node) -> bool:
-        """Tell whether neither a stage nor anything that it depends on changed."""
+        """Return whether neither a stage nor anything that it depends on changed."""
         reasons = self.force or node.reasons(allow_missing=self.pull)
         return not reasons and all(
             self.outcomes.get(name) is Outcome.CACHED for name in node.upstream
@@ -79,7 +79,7 @@ class Reproduction:
             on_line(line)
             self.terminal.line(node.name, line)
 
-        with self.resources.hold(policy.gpus, policy.memory_gb, self.stop) as (environment, held):
+        with self.resources.hold(policy.gpus, policy.memory_gb, self.stop) as (variables, held):
             self.terminal.begin(node.name)
             begin = time.monotonic()
             try:
@@ -89,7 +89,7 @@ class Reproduction:
                     force=self.force,
                     pull=self.pull,
                     lost=bool(node.lost),
-                    environment=environment,
+                    variables=variables,
                     held=held,
                     timeout_s=policy.timeout_minutes and policy.timeout_minutes * 60,
                     stop=self.stop,
@@ -104,7 +104,7 @@ class Reproduction:
 
 
 def make_task(node: Node, reproduction: Reproduction) -> Task[[], State[Any]]:
-    """Return the task that runs a stage by its policy."""
+    """Return the Prefect task that runs a stage by its policy."""
 
     @task(
         name=node.name,
@@ -128,7 +128,7 @@ def _may_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 
 def run_stages(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, bool]:
-    """Run all stages; return what came of them, and whether all are completed."""
+    """Run all stages; return a summary, and whether all completed."""
     run_id = runtime.flow_run.id
     with get_client(sync_client=True) as client:
 
@@ -147,16 +147,18 @@ def run_stages(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, 
 
 
 def schedule(nodes: Sequence[Node], reproduction: Reproduction) -> dict[str, State[Any]]:
-    """Submit each stage once its upstream is done and a job is free; return their final states."""
+    """Run each stage once its upstream is done and a job is free; return the final states."""
     futures: dict[str, PrefectFuture[Any]] = {}
     states: dict[str, State[Any]] = {}
+    by_name = {node.name: node for node in nodes}
     waiting = list(nodes)
     running: set[str] = set()
     finished: queue.SimpleQueue[PrefectFuture[Any]] = queue.SimpleQueue()
     while waiting or len(states) < len(futures):
         for node in [node for node in waiting if states.keys() >= set(node.upstream)]:
             if not reproduction.is_unchanged(node):
-                if len(running) == reproduction.jobs:
+                alone = node.policy.alone or any(by_name[name].policy.alone for name in running)
+                if len(running) == reproduction.jobs or (alone and running):
                     continue
                 running.add(node.name)
             waiting.remove(node)
@@ -177,7 +179,7 @@ def schedule(nodes: Sequence[Node], reproduction: Reproduction) -> dict[str, Sta
 
 @contextmanager
 def _stopping(reproduction: Reproduction) -> Iterator[None]:
-    """End all stages when the flow is interrupted."""
+    """End all stages if the flow is interrupted."""
     try:
         yield
     except BaseException:
@@ -186,7 +188,7 @@ def _stopping(reproduction: Reproduction) -> Iterator[None]:
 
 
 def summarise(nodes: Sequence[Node], states: dict[str, State[Any]]) -> str:
-    """Return how many stages ended in which way, and the names of those that did not complete."""
+    """Return counts of outcomes, and the names of the stages that did not complete."""
     failed = [name for name, state in states.items() if state.is_failed() or state.is_crashed()]
     completed = {name for name, state in states.items() if state.is_completed()}
     left = [node.name for node in nodes if node.name not in {*completed, *failed}]

@@ -1,8 +1,9 @@
-"""Run a command in this process group, and end the whole group if the flow dies or says so.
+"""Run a command, and end its whole process group when the flow dies or asks for it.
 
-Called as ``python supervise.py COMMAND …`` in a process group of its own, with a pipe from the flow
-as standard input. The kernel closes the pipe when the flow dies, however it dies; that, or SIGTERM,
-ends the group: first asked, then killed. It stands alone, so that it starts in a moment.
+Called as ``python supervise.py COMMAND …`` in its own process group, with a pipe from the flow as
+standard input. The kernel closes the pipe when the flow dies, however it dies. Then, or on SIGTERM,
+the group is asked to end, and killed after a grace period. It imports nothing of the project, so
+that it starts quickly.
 """
 
 import os
@@ -17,7 +18,7 @@ POLL_S = 0.1
 
 
 def end_group(child: "subprocess.Popen[bytes]") -> None:
-    """Ask every process of this group to end, and after a grace kill all, this one included."""
+    """Ask all processes of this group to end, then kill them, this one included."""
     os.killpg(0, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
     while child.poll() is None and time.monotonic() < deadline:
@@ -26,7 +27,7 @@ def end_group(child: "subprocess.Popen[bytes]") -> None:
 
 
 def main(command: list[str]) -> int:
-    """Run `command` to its end, and return its exit status."""
+    """Run a command, and return its exit status."""
     told_to_stop = []
     # A handler, not SIG_IGN: the command would inherit that.
     signal.signal(signal.SIGTERM, lambda *_: told_to_stop.append(True))

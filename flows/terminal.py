@@ -1,7 +1,6 @@
-"""What a run shows in a terminal: one line a stage, with its state, its progress and its time.
+"""A run in the terminal: one line per stage with its state, progress and time.
 
-A terminal gets live lines; a log gets a line when a stage begins and ends, and now and then one of
-its progress.
+A terminal gets live lines; a log gets a line when a stage starts and ends, and occasional progress.
 """
 
 import re
@@ -18,9 +17,17 @@ PROGRESS = re.compile(r"^[^:]+: (?P<what>.*\((?P<percent>\d{1,3})%\).*)$")
 
 
 def share_done(line: str) -> float | None:
-    """Return how much of a stage is done, in percent, if its line tells it."""
+    """Return the percentage done in a stage's line, if it has one."""
     match = PROGRESS.match(line)
     return min(100.0, float(match["percent"])) if match else None
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words: ``42 s``, ``3 min 07 s``, ``2 h 05 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class Terminal:
@@ -29,7 +36,7 @@ class Terminal:
     Parameters
     ----------
     stream : text stream
-        Live lines if it is a terminal.
+        Gets live lines if it is a terminal.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -60,7 +67,7 @@ class Terminal:
         self.console.print(line, markup=False)
 
     def begin(self, stage: str) -> None:
-        """Show that a stage runs."""
+        """Show that a stage has started."""
         with self.lock:
             self.shown[stage] = time.monotonic()
             if self.live.disable:
@@ -69,7 +76,7 @@ class Terminal:
                 self.bars[stage] = self.live.add_task(stage, total=100, state="running", what="")
 
     def line(self, stage: str, line: str) -> None:
-        """Take a line that a stage printed; only its progress is shown."""
+        """Show the progress in a line that a stage printed."""
         match = PROGRESS.match(line)
         if match is None:
             return
@@ -82,7 +89,7 @@ class Terminal:
                 self._print("running", None, stage, match["what"])
 
     def end(self, stage: str, state: str, seconds: float | None = None, why: str = "") -> None:
-        """Show what came of a stage, how long it took, and why it failed if it did."""
+        """Show the outcome of a stage, how long it took, and why it failed if it did."""
         with self.lock:
             if stage in self.bars:
                 self.live.remove_task(self.bars.pop(stage))

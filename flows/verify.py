@@ -1,8 +1,8 @@
-"""Find what is damaged in DVC's own files, and remove it.
+"""Find damaged files of DVC's own, and remove them.
 
-DVC restores a read-only object of its cache without looking at it; and killed while it wrote its
-list of running commands, it refuses all. ``python -m flows.verify`` looks at every object that
-dvc.lock names, a flow at those that it may restore.
+DVC restores a read-only object of its cache without checking it; and if it was killed while writing
+its list of running commands, it rejects every command. ``python -m flows.verify`` checks every
+object that dvc.lock names; a flow checks those that it may restore.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 def remove_damaged(root: Path, *, only_missing: bool = False) -> list[str]:
-    """Remove cached objects whose content is not what their name says.
+    """Remove cached objects whose content does not match their name.
 
-    What was in them comes from a remote then, or the stage runs again.
+    They are then fetched from a remote, or their stage runs again.
 
     Parameters
     ----------
     root : Path
         The DVC repository.
     only_missing : bool
-        Look at outputs only that are not in the workspace, and would be restored.
+        Check only outputs that are not in the workspace, and would be restored.
 
     Returns
     -------
@@ -57,9 +57,9 @@ def remove_damaged(root: Path, *, only_missing: bool = False) -> list[str]:
 
 
 def remove_half_written_lock(root: Path) -> bool:
-    """Remove DVC's list of running commands if DVC was killed while it wrote it.
+    """Remove DVC's list of running commands if DVC was killed while writing it.
 
-    Nothing is lost with it: it says only what is being read and written now.
+    Nothing is lost: the list only says what is being read and written now.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def main() -> int:
-    """Remove what is damaged, and name the outputs; return 1 if there were any."""
+    """Remove damaged objects and name their outputs; return 1 if there were any."""
     if remove_half_written_lock(Path.cwd()):
         print("DVC's list of running commands was half-written, and is removed")
     try:

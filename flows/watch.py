@@ -1,7 +1,7 @@
-"""Watch, beside a flow, for what must end it: a dead worker, or a cancelled run.
+"""Watch for what must end a flow: a dead worker, or a cancelled run.
 
 Prefect ends the process of a cancelled run through its worker. A run started from a terminal has
-none, and a worker that is stopped or killed ends nothing: then the flow has to see for itself.
+none, and a worker that is stopped or killed ends nothing, so the flow has to watch for itself.
 """
 
 import os
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 from rich.console import Console
@@ -23,10 +24,10 @@ ADOPTS_ORPHANS = ("systemd", "init")
 
 
 def outlive_output() -> None:
-    """Have this process go on when nobody reads its output any more.
+    """Let this process continue when nobody reads its output any more.
 
-    A worker reads the output of its flows. When it is killed, Rich, through which Prefect writes
-    its log to the console, would end the flow at its next line, before its state is reported.
+    A worker reads the output of its flows. If it is killed, Rich, through which Prefect logs to the
+    console, would end the flow at its next line, before it reports its state.
     """
     Console.on_broken_pipe = _drop_output  # type: ignore[method-assign,assignment]
 
@@ -38,8 +39,8 @@ def _drop_output(console: Console) -> None:
 def end_with_worker() -> None:
     """End this process when the worker that started it ends, whatever it does or waits for.
 
-    It is asked to end by SIGTERM, upon which Prefect reports the run as crashed; it is killed if it
-    still lives after a minute. Calling this again, as a retried run does, changes nothing.
+    SIGTERM asks it to end, upon which Prefect reports the run as crashed; after a minute it is
+    killed. Calling this again, as a retried run does, has no effect.
     """
     outlive_output()
     if all(thread.name != end_with_worker.__name__ for thread in threading.enumerate()):
@@ -57,12 +58,15 @@ def _end_with(worker: int) -> None:
 
 
 def _adopts_orphans(process: int) -> bool:
-    """Tell whether a process is no worker, but what takes in the orphans of one."""
+    """Tell whether a process is not a worker, but the one that adopts the orphans of a dead worker.
+
+    Then the worker was gone before this module was loaded.
+    """
     try:
         command = psutil.Process(process).cmdline()
     except psutil.Error:
         return False
-    name = os.path.basename(command[0]) if command else ""  # noqa: PTH119
+    name = Path(command[0]).name if command else ""
     return name in ADOPTS_ORPHANS or (process == 1 and "prefect" not in " ".join(command))
 
 

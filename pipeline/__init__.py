@@ -1,9 +1,9 @@
-"""The pipeline's stages: download, preprocess, train, evaluate and report."""
+"""The pipeline: its stages and commands here, their parts in the packages below."""
 
 import os
 
-# Read by TensorFlow and Keras while they are imported, so set before any stage can import them.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors only: it greets with pages
+# TensorFlow and Keras read these when they are imported, so set them before any stage imports them.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # suppress TensorFlow's start-up log
 os.environ["KERAS_BACKEND"] = "tensorflow"
-# oneDNN's kernels; without AVX-512 TensorFlow leaves them off, and its own are slower.
+# oneDNN's kernels; without AVX-512 TensorFlow disables them, and its own are slower.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

@@ -1,36 +1,37 @@
-"""Turn raw IDX files into arrays that can be memory-mapped: training, validation and test split."""
+"""Check the raw IDX files, and split them into training, validation and test arrays."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveInt
 
-from pipeline import idx, paths
-from pipeline.data import Classes, Split, split_writer
-from pipeline.errors import DataError
-from pipeline.files import sha256, write_json
-from pipeline.params import Params, Section
-from pipeline.stage import require_unchanged, run_stage
+from pipeline.core import paths
+from pipeline.core.errors import DataError
+from pipeline.core.files import sha256, write_json
+from pipeline.core.params import Params, Section
+from pipeline.core.stage import require_unchanged, run_stage
+from pipeline.datasets import idx
+from pipeline.datasets.splits import Classes, Split, split_writer
 
 
 class DatasetPreprocess(Section):
     """How one data set is prepared."""
 
-    validation_size: Annotated[int, Field(ge=1)]
+    validation_size: PositiveInt
 
 
 class Preprocess(Section):
     """How every data set is prepared."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: NonNegativeInt
 
 
 class RawPart(NamedTuple):
-    """One half of the raw files: images to be read block by block, and all labels, uint8 (n,)."""
+    """One half of the raw files: images to read block by block, and all labels, uint8 (n,)."""
 
     images: idx.IdxFile
     labels: NDArray[np.uint8]
@@ -38,7 +39,7 @@ class RawPart(NamedTuple):
 
 @contextmanager
 def open_part(folder: Path, part: str, classes: int) -> Iterator[RawPart]:
-    """Open images and labels that belong together.
+    """Open images and labels, and check that they match.
 
     Parameters
     ----------
@@ -66,41 +67,41 @@ def open_part(folder: Path, part: str, classes: int) -> Iterator[RawPart]:
             first = int(np.argmax(labels >= classes))
             raise DataError(
                 f"{labels_path}: label {labels[first]} at index {first}, expected 0 to "
-                f"{classes - 1}; mend the file, or raise the data set's classes in params.yaml"
+                f"{classes - 1}; fix the file, or raise the data set's classes in params.yaml"
             )
         yield RawPart(images, labels)
 
 
 def choose_validation(labels: NDArray[np.uint8], size: int, seed: int) -> NDArray[np.bool_]:
-    """Choose a stratified validation split from a training set.
+    """Return which images of a training set go into a stratified validation split.
 
     Parameters
     ----------
     labels : array of uint8, shape (n,)
     size : int
-        How many images validate; the rest train.
+        The number of validation images.
     seed : int
 
     Returns
     -------
     array of bool, shape (n,)
-        Which images validate. Each class has its share of them, to the nearest image.
+        True for validation images. Each class has its share of them, to the nearest image.
 
     Raises
     ------
     DataError
-        If the set is too small, or a class too rare, for such a split.
+        If a class would have no image on one side.
     """
     counts = np.bincount(labels)
     shares = counts * size / len(labels)
     chosen = shares.astype(np.int64)
-    # What rounding down has left goes to the largest remainders.
+    # The images that rounding down leaves go to the classes with the largest remainders.
     chosen[np.argsort(chosen - shares, kind="stable")[: size - chosen.sum()]] += 1
     known = counts > 0
     if np.any(chosen[known] < 1) or np.any(chosen[known] >= counts[known]):
         raise DataError(
             f"{size:,} of {len(labels):,} training images cannot be a stratified validation "
-            "split: each class needs an image on both sides; change the data set's "
+            "split: each class needs an image in both splits; change the data set's "
             "validation_size"
         )
     random = np.random.Generator(np.random.PCG64(seed))
@@ -113,8 +114,7 @@ def choose_validation(labels: NDArray[np.uint8], size: int, seed: int) -> NDArra
 class Summary:
     """Counts of the splits, and pixel statistics of the training split.
 
-    Pixels are in the units of the file, 0…255. Sums are exact (int64), so that the result does
-    not depend on their order.
+    Pixel values are 0…255. Sums are exact (int64), so the result does not depend on their order.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class Summary:
     """
 
     def __init__(self, classes: int) -> None:
-        self.pixels = np.zeros(256, np.int64)  # these counts hold all that the statistics need
+        self.pixels = np.zeros(256, np.int64)  # the statistics need no more than these counts
         self.labels = {name: np.zeros(classes, np.int64) for name in paths.SPLITS}
 
     def add(self, name: str, piece: Split) -> None:
@@ -150,14 +150,14 @@ class Summary:
 def prepare(
     raw: Path, folders: Mapping[str, Path], classes: int, validation_size: int, seed: int
 ) -> dict[str, Any]:
-    """Check a data set's raw files and split them, a block at a time; all splits or none.
+    """Check a data set's raw files and split them block by block; all splits are written or none.
 
     Parameters
     ----------
     raw : Path
         The four raw files, named by role.
     folders : dict of str to Path
-        Where each of `paths.SPLITS` shall be.
+        The folder of each of `paths.SPLITS`.
     classes, validation_size, seed : int
 
     Returns
@@ -168,7 +168,7 @@ def prepare(
     Raises
     ------
     DataError
-        If a raw file is not what it should be.
+        If a raw file is damaged, or does not match the others.
     """
     with ExitStack() as stack:
         train, test = (

@@ -1,4 +1,4 @@
-"""A real browser, headless, for the pages; as a command it takes the pictures of the docs."""
+"""A real headless browser for the pages; as a command, it takes the screenshots for the docs."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ NO_REQUESTS_OF_ITS_OWN = (
 
 
 def require_program(*names: str) -> str:
-    """Return the first program that is installed; without one, skip, but fail where CI says so."""
+    """Return the first program that is installed; else skip, or fail if REQUIRE_SERVICES is set."""
     for name in names:
         found = shutil.which(name)
         if found:
@@ -50,16 +50,16 @@ class LocalPage:
         self.browser = browser
 
     def ask(self, expression: str) -> Any:
-        """Return what an expression in JavaScript gives."""
+        """Return the value of a JavaScript expression."""
         return self.browser.execute_script(f"return {expression}")
 
     def messages(self) -> list[dict[str, Any]]:
-        """Return what the page wrote to the console, errors and refused requests among it."""
+        """Return the console's messages, which include errors and blocked requests."""
         log: list[dict[str, Any]] = self.browser.get_log("browser")  # type: ignore[no-untyped-call]
         return log
 
     def requests(self) -> list[str]:
-        """Return the addresses that were asked for, but for data inside the page."""
+        """Return the requested addresses, except for data inside the page."""
         entries = self.browser.get_log("performance")  # type: ignore[no-untyped-call]
         events = [json.loads(entry["message"])["message"] for entry in entries]
         urls = [
@@ -70,7 +70,7 @@ class LocalPage:
         return [url for url in urls if not url.startswith("data:")]
 
     def print_on_screen(self) -> None:
-        """Show the page as it is laid out for paper, for who prefers dark."""
+        """Show the page as it is printed, for a reader who prefers dark."""
         self.browser.execute_cdp_cmd(
             "Emulation.setEmulatedMedia",
             {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
@@ -87,7 +87,7 @@ class LocalPage:
 
 @contextmanager
 def open_page(path: Path, width: int, scheme: str) -> Iterator[LocalPage]:
-    """Open a page in a window of a width, for who prefers ``"light"`` or ``"dark"``."""
+    """Open a page in a window of a width, for a reader who prefers ``"light"`` or ``"dark"``."""
     browser = start_browser("--hide-scrollbars")
     try:
         browser.execute_cdp_cmd(
@@ -105,7 +105,7 @@ def open_page(path: Path, width: int, scheme: str) -> Iterator[LocalPage]:
 
 
 def main(source: str, target: str) -> None:
-    """Photograph a report in light, in dark, and on a phone."""
+    """Take screenshots of a report in light, in dark, and on a phone."""
     for name, width, height, scheme in (
         ("light", 1200, 2400, "light"), ("dark", 1200, 2400, "dark"), ("phone", 390, 2400, "light"),
     ):  # fmt: skip

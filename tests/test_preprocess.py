@@ -1,15 +1,19 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import download, idx, paths, preprocess
-from pipeline.data import Split, map_split
-from pipeline.errors import DataError
-from tests.conftest import (
+from pipeline import download, preprocess
+from pipeline.core import paths
+from pipeline.core.errors import DataError
+from pipeline.core.files import sha256
+from pipeline.datasets import idx
+from pipeline.datasets.splits import Split, map_split
+from tests.helpers import (
     CLASSES,
     assert_one_clear_line,
     edit_params,
@@ -32,7 +36,7 @@ def prepare(raw: Path) -> dict[str, Split]:
 
 
 def test_each_training_image_goes_to_one_split(raw: Path) -> None:
-    """Each training image trains or validates, and the test set is left alone."""
+    """Each training image is in one split, and the test set is unchanged."""
     splits = prepare(raw)
     known = make_images(120, seed=1).images
     both = np.concatenate([splits["train"].images, splits["validation"].images])
@@ -41,7 +45,7 @@ def test_each_training_image_goes_to_one_split(raw: Path) -> None:
 
 
 def test_images_keep_their_labels(raw: Path) -> None:
-    """Each image keeps its own label."""
+    """Each image keeps its label."""
     splits = prepare(raw)
     labels = {
         image.tobytes(): label for image, label in zip(*make_images(120, seed=1), strict=True)
@@ -52,7 +56,7 @@ def test_images_keep_their_labels(raw: Path) -> None:
 
 
 def test_the_validation_split_is_stratified_and_seeded() -> None:
-    """Each class validates in proportion; the seed alone decides which images."""
+    """Each class has its proportion of validation images, and the seed alone decides which."""
     labels = np.repeat(np.arange(3, dtype=np.uint8), [60, 30, 10])
     validates = preprocess.choose_validation(labels, 20, seed=0)
     assert np.bincount(labels[validates]).tolist() == [12, 6, 2]
@@ -68,13 +72,13 @@ def test_the_validation_split_is_stratified_and_seeded() -> None:
 def test_each_class_has_its_share_to_the_nearest_image(
     counts: list[int], share: float, seed: int
 ) -> None:
-    """The split has the size asked for, and each class its share, less than one image off."""
+    """The split has the requested size, and each class its share to within one image."""
     labels = np.repeat(np.arange(len(counts), dtype=np.uint8), counts)
     size = max(1, round(share * len(labels)))
     try:
         validates = preprocess.choose_validation(labels, size, seed)
     except DataError:
-        # Refused only if a class could not be on both sides: its share, or its rest, is under one.
+        # Rejected only if a class could not be in both splits: its share or rest is below one.
         shares = np.array([count for count in counts if count]) * size / len(labels)
         rests = np.array([count for count in counts if count]) - shares
         assert min(shares.min(), rests.min()) <= 1
@@ -85,7 +89,7 @@ def test_each_class_has_its_share_to_the_nearest_image(
 
 
 def test_the_summary_agrees_with_numpy() -> None:
-    """Counts, mean and deviation are those that NumPy computes."""
+    """Counts, mean and deviation equal those that NumPy computes."""
     split, test = make_images(3000), make_images(9)
     summary = preprocess.Summary(CLASSES)
     for start in range(0, 3000, 700):
@@ -100,24 +104,26 @@ def test_the_summary_agrees_with_numpy() -> None:
 
 
 def test_the_stage_writes_arrays_and_summary(project: Path) -> None:
-    """The stage leaves three mapped splits of shape (n, height, width, 1), and the summary."""
+    """The stage writes three splits of shape (n, height, width, 1) and their summary."""
     download.main("tiny")
     preprocess.main("tiny")
     sizes = {split: len(map_split(paths.prepared("tiny", split)).labels) for split in paths.SPLITS}
     assert sizes == {"train": 90, "validation": 30, "test": 60}
     assert map_split(paths.prepared("tiny", "test")).images.shape == (60, 12, 12, 1)
-    assert json.loads(paths.summary("tiny").read_text())["images"] == sizes
+    summary = json.loads(paths.summary("tiny").read_text())
+    assert summary["images"] == sizes
+    assert summary["sha256"] == {role: sha256(paths.raw("tiny") / role) for role in paths.ROLES}
 
 
-def test_fewer_labels_than_images_are_refused(raw: Path) -> None:
-    """60 images with 59 labels are refused."""
+def test_fewer_labels_than_images_are_rejected(raw: Path) -> None:
+    """60 images with 59 labels are rejected."""
     idx.write(raw / "test_labels", make_images(59).labels)
     with pytest.raises(DataError, match="60 test images, but 59 test labels"):
         prepare(raw)
 
 
-def test_a_label_out_of_range_is_refused(raw: Path) -> None:
-    """A label that is no class is refused, with its place and value."""
+def test_a_label_out_of_range_is_rejected(raw: Path) -> None:
+    """A label that is not a class is rejected, with its index and value."""
     labels = make_images(120, seed=1).labels.copy()
     labels[7] = 3
     idx.write(raw / "train_labels", labels)
@@ -125,22 +131,22 @@ def test_a_label_out_of_range_is_refused(raw: Path) -> None:
         prepare(raw)
 
 
-def test_test_images_of_another_size_are_refused(raw: Path) -> None:
-    """Training and test images must be of one size."""
+def test_test_images_of_another_size_are_rejected(raw: Path) -> None:
+    """Training and test images must have the same size."""
     idx.write(raw / "test_images", np.zeros((60, 14, 14), np.uint8))
     with pytest.raises(DataError, match=r"shape \(12, 12\), but test images of shape \(14, 14"):
         prepare(raw)
 
 
 @pytest.mark.parametrize("size", [120, 2, 119])
-def test_an_impossible_validation_split_is_refused(size: int) -> None:
-    """A validation split that cannot be stratified is refused, with the remedy."""
+def test_an_impossible_validation_split_is_rejected(size: int) -> None:
+    """A validation split that cannot be stratified is rejected, with the remedy."""
     with pytest.raises(DataError, match="change the data set's validation_size"):
         preprocess.choose_validation(make_images(120).labels, size, seed=0)
 
 
 def test_bad_raw_data_is_one_clear_line_and_writes_nothing(project: Path) -> None:
-    """Damaged raw data ends with one clear line, and nothing is prepared."""
+    """Damaged raw data ends the stage with one clear line, and nothing is written."""
     write_raw(paths.raw("tiny"), make_images(120), Split(*make_images(60)))
     whole = (paths.raw("tiny") / "test_images").read_bytes()
     (paths.raw("tiny") / "test_images").write_bytes(whole[:-20])
@@ -151,9 +157,9 @@ def test_bad_raw_data_is_one_clear_line_and_writes_nothing(project: Path) -> Non
 
 
 def test_a_data_set_of_another_size_and_class_count_is_one_entry(project: Path) -> None:
-    """Another image size and class count need an entry in params.yaml, and no code."""
+    """A data set with another image size and class count needs a row in params.yaml and no code."""
 
-    def change(params: dict) -> None:  # type: ignore[type-arg]
+    def change(params: Any) -> None:
         params["datasets"]["wide"] = params["datasets"]["tiny"] | {"classes": 2}
 
     edit_params(project / "params.yaml", change)

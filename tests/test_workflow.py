@@ -1,5 +1,6 @@
-"""The workflow for GitHub, read, and its comparison run as GitHub runs it."""
+"""The workflow for GitHub: what it calls exists, and its comparison works as GitHub runs it."""
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import ROOT, environment
-from tests.test_compare import commit, history, repository, run
-
-__all__ = ["history", "repository"]  # fixtures
+from tests.helpers import ROOT, environment, run
+from tests.history import commit, save
 
 WORKFLOW: dict[str, Any] = YAML(typ="safe").load(
     (ROOT / ".github/workflows/checks.yaml").read_text()
@@ -23,7 +22,7 @@ def step_that_compares() -> dict[str, Any]:
 
 
 def test_the_workflow_runs_what_the_makefile_has() -> None:
-    """Each make target that a step calls exists, and no secret is used."""
+    """Each make target that a step calls exists, and the workflow uses no secret."""
     text = (ROOT / ".github/workflows/checks.yaml").read_text()
     makefile = (ROOT / "Makefile").read_text()
     called = [
@@ -39,7 +38,7 @@ def test_the_workflow_runs_what_the_makefile_has() -> None:
 
 
 def run_step(root: Path, base: str, summary: Path) -> subprocess.CompletedProcess[str]:
-    """Run the step in a repository, as GitHub's shell does."""
+    """Run the step in a repository as GitHub's shell does."""
     (root / ".venv/bin").mkdir(parents=True)
     (root / ".venv/bin/activate").touch()
     return subprocess.run(
@@ -57,11 +56,11 @@ def run_step(root: Path, base: str, summary: Path) -> subprocess.CompletedProces
     [("regression", 1, "| worse |"), ("seed", 0, "| no evidence of a difference |")],
 )
 def test_the_comparison_is_posted_and_fails_if_worse(
-    repository: Path, tmp_path: Path, head: str, code: int, verdict: str
+    history: Path, tmp_path: Path, head: str, code: int, verdict: str
 ) -> None:
-    """The step writes the table into the summary, and fails only where something became worse."""
-    run(repository, "git", "checkout", "-q", head)
-    done = run_step(repository, "base", tmp_path / "summary.md")
+    """The step writes the table into the summary, and fails only if a variant became worse."""
+    run("git", "checkout", "-q", head, cwd=history)
+    done = run_step(history, "base", tmp_path / "summary.md")
     assert done.returncode == code, done.stderr
     summary = (tmp_path / "summary.md").read_text()
     assert summary.startswith("## Is it better?\n")
@@ -69,12 +68,10 @@ def test_the_comparison_is_posted_and_fails_if_worse(
     assert ("> error: worse than base" in summary) == bool(code)
 
 
-def test_a_base_without_results_is_told_in_the_summary(repository: Path, tmp_path: Path) -> None:
-    """Where the base branch has nothing to compare with, the summary says so."""
-    run(repository, "git", "rm", "-rq", "metrics")
-    run(repository, "git", "commit", "-qm", "bare")
-    run(repository, "git", "tag", "bare")
-    (repository / "metrics/digits").mkdir(parents=True)
-    commit(repository, "again", seed=0, wrong=20)
-    assert run_step(repository, "bare", tmp_path / "summary.md").returncode == 1
+def test_a_base_without_results_is_reported_in_the_summary(history: Path, tmp_path: Path) -> None:
+    """If the base branch has no results to compare with, the summary says so."""
+    shutil.rmtree(history / "results")
+    save(history, "bare")
+    commit(history, "again", images=500, seed=0, wrong=20)
+    assert run_step(history, "bare", tmp_path / "summary.md").returncode == 1
     assert "> error: bare: has no metrics" in (tmp_path / "summary.md").read_text()

@@ -7,7 +7,7 @@ from benchmarks.processes import run
 
 
 def test_the_peak_is_the_commands_own() -> None:
-    """What the measuring process holds does not count, what the command holds does."""
+    """Memory of the measuring process does not count, memory of the command does."""
     held = np.ones(300_000_000, np.uint8)
     small = run([sys.executable, "-c", "print('done')"])
     large = run([sys.executable, "-c", "held = b'x' * 200_000_000"])
@@ -17,7 +17,7 @@ def test_the_peak_is_the_commands_own() -> None:
     assert held.all()
 
 
-def test_a_command_that_fails_tells_what_it_wrote() -> None:
-    """A failure is raised with the command, its exit status and its output."""
-    with pytest.raises(RuntimeError, match=r"(?s)ended with 3:\nno such thing"):
+def test_a_failed_command_is_an_error_with_its_output() -> None:
+    """The error has the command, its exit status and its output."""
+    with pytest.raises(RuntimeError, match=r"(?s)exited with 3:\nno such thing"):
         run([sys.executable, "-c", "import sys; print('no such thing'); sys.exit(3)"])

@@ -5,7 +5,7 @@ from benchmarks import scale
 
 @pytest.mark.slow
 def test_whole_stages_are_measured() -> None:
-    """Each measured stage gives a row, of images, seconds and memory."""
+    """Each measured stage gives a row with images, seconds and memory."""
     rows = list(scale.measure(100))
     assert [(row["stage"], row["images"]) for row in rows] == [
         ("preprocess", 200), ("evaluate", 100), ("report", 100),

@@ -1,12 +1,14 @@
-from pathlib import Path
+import json
 from typing import Any
 
 from benchmarks import tables
+from benchmarks.processes import ROOT
 
 MACHINE = {
-    "device": "CPU (Some CPU)", "cpu_family": 25, "bfloat16": False, "cores": 2, "memory_gb": 24.4,
+    "device": "CPU (AMD EPYC)", "cpu_family": 25, "bfloat16": False, "cores": 2, "memory_gb": 24.4,
     "system": "Linux x86_64", "python": "3.11", "tensorflow": "2", "keras": "3", "numpy": "2",
 }  # fmt: skip
+ROW = {"stage": "report", "images": 10_000, "seconds": 2.0, "peak_memory_mb": 150}
 
 
 def contender(speed: float) -> dict[str, Any]:
@@ -18,8 +20,12 @@ def contender(speed: float) -> dict[str, Any]:
     }
 
 
-def test_ratios_say_by_how_much_this_project_is_faster() -> None:
-    """A ratio is this project's speed over the other's; the share is of the matrix product."""
+def scale_on(**machine: object) -> dict[str, Any]:
+    return {"machine": MACHINE | machine, "date": "2026-01-01", "figures": [ROW]}
+
+
+def test_the_speed_up_is_this_projects_throughput_over_the_others() -> None:
+    """The last column compares a contender with its own matrix product."""
     figures = {
         "some": {
             "train": {
@@ -33,46 +39,28 @@ def test_ratios_say_by_how_much_this_project_is_faster() -> None:
     assert "| Keras | 100 | 99 – 101 | 1.50 | 100 | 50% |" in table
 
 
-def test_only_what_was_measured_is_replaced(tmp_path: Path) -> None:
-    """Text outside of the marks stays, and so does a table without new figures."""
-    page = tmp_path / "page.md"
-    page.write_text(
-        "A\n<!-- scale -->\nold\n<!-- end -->\nB\n<!-- chunks -->\nkept\n<!-- end -->\n"
-    )
-    row = {"stage": "report", "images": 10_000, "seconds": 2.0, "peak_memory_mb": 150}
-    results = {"scale": [{"machine": MACHINE, "date": "2026-01-01", "figures": [row]}]}
-    for _ in range(2):
-        tables.update(page, results)
-    text = page.read_text()
-    assert text.startswith(
-        "A\n<!-- scale -->\nMeasured on 2026-01-01: 2 cores of CPU (Some CPU), CPU family 25, w"
-    )
-    assert "| report | 10,000 | 2.0 s | 200.0 µs | 150 MB |" in text
-    assert text.endswith("<!-- end -->\nB\n<!-- chunks -->\nkept\n<!-- end -->\n")
-    assert "old" not in text
-
-
-def test_each_machine_has_its_own_tables(tmp_path: Path) -> None:
-    """The first machine is shown, the second one folded under its description."""
-    page = tmp_path / "page.md"
-    page.write_text("<!-- scale -->\n<!-- end -->\n")
-    row = {"stage": "report", "images": 10_000, "seconds": 2.0, "peak_memory_mb": 150}
-    measurements = [
-        {"machine": MACHINE | {"cores": cores}, "date": "2026-01-01", "figures": [row]}
-        for cores in (4, 2)
+def test_parts_without_results_have_no_section() -> None:
+    """The page has the sections of measured parts, each with its note and its machine."""
+    text = tables.page({"scale": [scale_on()]})
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# Benchmarks",
+        "## Scale",
     ]
-    tables.update(page, {"scale": measurements})
-    text = page.read_text()
+    assert "\n\nZen 3, 2026-01-01: 2 cores of CPU (AMD EPYC), CPU family 25, without bf" in text
+    assert text.endswith("| report | 10,000 | 2.0 s | 200.0 µs | 150 MB |\n")
+
+
+def test_each_machine_has_its_own_tables() -> None:
+    """The tables of the latest machine are open, the others are folded under its description."""
+    text = tables.page({"scale": [scale_on(device="CPU (Other)", cores=4), scale_on()]})
     assert text.count("| report | 10,000 | 2.0 s |") == 2
     first, folded = text.split("<details><summary>")
-    assert first.startswith("<!-- scale -->\nMeasured on 2026-01-01: 4 cores")
-    assert folded.startswith("on 2026-01-01: 2 cores")
-    assert folded.endswith("\n\n</details>\n<!-- end -->\n")
+    assert "\n\n2026-01-01: 4 cores of CPU (Other), CPU family 25" in first
+    assert folded.startswith("Zen 3, 2026-01-01: 2 cores")
+    assert folded.endswith("\n\n</details>\n")
 
 
-def test_the_share_of_checkpoints_is_told() -> None:
-    """A row for each variant, with the share as a percentage."""
-    figures = {"net": {"seconds": 100.0, "saves": 2, "saving_seconds": 1.0, "share": 0.01}}
-    assert tables.checkpoints(figures).splitlines()[-1] == (
-        "| `net` | 100.0 s | 2 | 1.00 s | 1.00% |"
-    )
+def test_the_committed_page_has_the_committed_results() -> None:
+    """docs/benchmarks.md is what `python -m benchmarks --tables` writes."""
+    results = json.loads((ROOT / "benchmarks/results.json").read_text())
+    assert (ROOT / "docs/benchmarks.md").read_text() == tables.page(results)

@@ -1,9 +1,9 @@
 import pytest
 
 from benchmarks import throughput
-from benchmarks.contender import Turns
+from benchmarks.contender import TimedWork
+from benchmarks.processes import ROOT
 from benchmarks.throughput import ENTRIES, Entry, count_operations, read_variant
-from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -31,15 +31,15 @@ def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )  # fmt: skip
-def test_operations_are_counted_by_hand(variant: str, first_layer: int, others: int) -> None:
-    """A multiply-add is two operations; training makes it three times, the first layer twice."""
+def test_operations_agree_with_a_count_by_hand(variant: str, first_layer: int, others: int) -> None:
+    """A multiply-add is two operations; training triples them, but doubles the first layer's."""
     placed = read_variant(variant)[1].place_layers()
     assert count_operations(placed, "infer") == 2 * (first_layer + others)
     assert count_operations(placed, "train") == 2 * (2 * first_layer + 3 * others)
 
 
-def test_a_turn_takes_about_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A turn does as much as the one before has shown to fit, and a quarter before it unmeasured."""
+def test_work_takes_about_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The previous run says how much work fits; a quarter more goes first, untimed."""
     now = 0.0
 
     def work(pieces: int) -> int:
@@ -48,29 +48,30 @@ def test_a_turn_takes_about_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return 64 * pieces
 
     monkeypatch.setattr("benchmarks.contender.time.perf_counter", lambda: now)
-    turns = Turns(work)
+    timed = TimedWork(work)
     before = now
-    assert turns.take(5.0) == 64 * 8
+    assert timed.run(5.0) == 64 * 8
     assert now - before == 5.0 * 1.25
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if "PyTorch" not in entry.name])
 @pytest.mark.parametrize("task", throughput.TASKS)
-def test_contenders_with_tensorflow_take_their_turns(
+def test_contenders_with_tensorflow_are_measured(
     entry: Entry, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of them has the variant's parameters, and tells images a second."""
-    monkeypatch.setattr(throughput, "TURN_SECONDS", 0.1)
+    """Each one has the variant's number of parameters, and gives images per second."""
+    monkeypatch.setattr(throughput, "WORK_SECONDS", 0.1)
     monkeypatch.setattr(throughput, "MULTIPLY_SECONDS", 0.1)
-    figures = throughput.measure("lenet5", task, [entry], 2)[entry.name]
-    assert figures.images_per_second.repeats == 2
-    assert 10 < figures.images_per_second.low <= figures.images_per_second.median
-    assert figures.gigaflops.median > 0.1
+    measured = throughput.measure("lenet5", task, [entry], 2)["contenders"][entry.name]
+    speed = measured["images_per_second"]
+    assert speed["repeats"] == 2
+    assert 10 < speed["low"] <= speed["median"]
+    assert measured["gigaflops"]["median"] > 0.1
 
 
 @pytest.mark.slow
 def test_a_contender_that_fails_is_named() -> None:
-    """A contender that ends before it answers is named, with its command."""
-    with pytest.raises(RuntimeError, match=r"'false'.* ended with 1"):
+    """A contender that exits before it answers is an error with its command."""
+    with pytest.raises(RuntimeError, match=r"'false'.* exited with 1"):
         throughput.measure("lenet5", "train", [Entry("broken", ["false"])], 1)

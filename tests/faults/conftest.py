@@ -1,4 +1,4 @@
-"""A reproduced project that a fault may hit, and what must be the same again afterwards."""
+"""A reproduced project that faults may hit, and the results that must be the same afterwards."""
 
 import subprocess
 from collections.abc import Iterator
@@ -7,25 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import stage_command
-from tests.conftest import environment
+from tests.helpers import environment, stage_command
 
-STAGES = ("download", "preprocess", "train", "evaluate", "footprint", "report")
+STAGES = ("download", "preprocess", "train", "evaluate", "profile", "report")
 DATASET, VARIANT = "tiny", "tiny_conv"
-# What a stage writes that is no measurement: the same bytes each time.
+FOLDER = "results/tiny/tiny_conv"
+# The results that have the same bytes each time: all but measurements.
 RESULTS = {
     "download": ["data/raw/tiny"],
-    "preprocess": ["data/prepared/tiny", "data/summary/tiny.json"],
-    "train": ["models/tiny/tiny_conv", "history/tiny/tiny_conv"],
-    "evaluate": ["predictions/tiny/tiny_conv.csv", "reliability/tiny/tiny_conv.csv"],
-    "footprint": [],
+    "preprocess": ["data/prepared/tiny", "results/tiny/summary.json"],
+    "train": [
+        "models/tiny/tiny_conv",
+        *(
+            f"{FOLDER}/{name}"
+            for name in ("training.json", "curve_train.csv", "curve_validation.csv")
+        ),
+    ],
+    "evaluate": [
+        "predictions/tiny/tiny_conv.csv",
+        *(f"{FOLDER}/{name}" for name in ("metrics.json", "mistakes.csv", "calibration.csv")),
+    ],
+    "profile": [],
     "report": ["reports/tiny.html", "reports/tiny.md"],
 }
 
 
 def command(stage: str) -> list[str]:
     """Return a stage's command, as in dvc.yaml."""
-    by_variant = stage in ("train", "evaluate", "footprint")
+    by_variant = stage in ("train", "evaluate", "profile")
     return stage_command(stage, DATASET, *[VARIANT] * by_variant)
 
 
@@ -44,12 +53,12 @@ def run_once(stage: str, root: Path, **more: str) -> "subprocess.CompletedProces
 
 
 def own_code(root: Path) -> dict[str, str]:
-    """Return an environment in which the stages' code is the workspace's own."""
+    """Return an environment in which the stages run the workspace's own code."""
     return environment(PYTHONPATH=str(root))
 
 
 def results(root: Path, *stages: str) -> dict[str, bytes]:
-    """Return the bytes of what stages wrote, by path."""
+    """Return the bytes of the results of some stages, by path."""
     found = {}
     for stage in stages or STAGES:
         for name in RESULTS[stage]:
@@ -58,20 +67,13 @@ def results(root: Path, *stages: str) -> dict[str, bytes]:
             for file in files:
                 if file.is_file() and file.name != ".gitignore":
                     found[str(file.relative_to(root))] = file.read_bytes()
-    assert found or stages == ("footprint",)
+    assert found or stages == ("profile",)
     return found
-
-
-def undisturbed(root: Path, stage: str) -> dict[str, bytes]:
-    """Return the bytes of what a stage writes when nothing happens to it."""
-    if stage == "report":  # it names the commit, and was run before there was one
-        assert run_once(stage, root).returncode == 0
-    return results(root, stage)
 
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[None]:
-    """Have a file system of its own in a folder's place."""
+    """Mount another file system in the place of a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:

@@ -12,7 +12,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["pipeline"]):
-    from pipeline.errors import PipelineError
+    from pipeline.core.errors import PipelineError
     from tests.faults.readers import prepare
 
 LONGEST_S = 10

@@ -1,8 +1,9 @@
-"""What reads bytes that others wrote, each as a function of those bytes.
+"""The readers of bytes that others wrote, each as a function of those bytes.
 
-A reader returns, or raises the project's own error; anything else is a defect.
+A reader returns or raises a PipelineError; anything else is a defect.
 """
 
+import contextlib
 import gzip
 import json
 import struct
@@ -11,22 +12,29 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import idx, model, results
-from pipeline.checkpoint import Checkpoint, Checkpoints, Interval
-from pipeline.data import Split, SplitReader, save_split
-from pipeline.params import Params
-from pipeline.predictions import COLUMNS
-from pipeline.results import read_json
-from pipeline.revisions import (
+from pipeline.check import check
+from pipeline.core.errors import PipelineError
+from pipeline.core.params import Params
+from pipeline.datasets import idx
+from pipeline.datasets.splits import Split, SplitReader, save_split
+from pipeline.network import storage
+from pipeline.network.build import Description, build
+from pipeline.scores.load import load_json, load_mistakes
+from pipeline.scores.predictions import COLUMNS
+from pipeline.scores.revisions import (
     digest_of,
     inputs_of,
     parse_metrics,
+    parse_mistakes,
     parse_predictions,
     parse_yaml,
     stages_of,
 )
-from pipeline.variants import Variant
-from tests.conftest import ROOT
+from pipeline.training.checkpoint import Checkpoint, Checkpoints, Interval
+from pipeline.training.recipe import Variant
+from tests.helpers import ROOT
+
+MISTAKES = ",".join(COLUMNS) + "\n0,1,2,3,0.8\n"
 
 Reader = Callable[[Path, bytes], object]
 
@@ -53,13 +61,14 @@ def read_npy(folder: Path, content: bytes) -> object:
 def read_params(folder: Path, content: bytes) -> object:
     (folder / "params.yaml").write_bytes(content)
     params = Params(folder / "params.yaml")
-    params.get("run.datasets", list[str])
+    with contextlib.suppress(PipelineError):
+        check(params)
     return params.get("variants.lenet5", Variant)
 
 
 def read_model(folder: Path, content: bytes) -> object:
     (folder / "model").write_bytes(content)
-    return model.load(folder / "model")
+    return storage.load(folder / "model")
 
 
 def read_checkpoint(folder: Path, content: bytes) -> object:
@@ -71,14 +80,20 @@ def read_checkpoint(folder: Path, content: bytes) -> object:
 
 def read_predictions(folder: Path, content: bytes) -> object:
     (folder / "predictions.csv").write_bytes(content)
-    results.read_mistakes(folder / "predictions.csv", [0], [5] * 10)
-    return parse_predictions("HEAD", content.decode(errors="replace"))
+    load_mistakes(folder / "predictions.csv", [0], [5] * 10)
+    text = content.decode(errors="replace")
+    with contextlib.suppress(PipelineError):
+        parse_mistakes("HEAD", text, {}, {"images_per_class": {"test": [5] * 10}})
+    return parse_predictions("HEAD", text)
 
 
 def read_metrics(folder: Path, content: bytes) -> object:
     (folder / "metrics.json").write_bytes(content)
-    read_json(folder / "metrics.json")
-    return parse_metrics("HEAD", Path("metrics.json"), content.decode(errors="replace"))
+    load_json(folder / "metrics.json")
+    metrics = parse_metrics("HEAD", Path("metrics.json"), content.decode(errors="replace"))
+    with contextlib.suppress(PipelineError):
+        parse_mistakes("HEAD", MISTAKES, metrics, metrics)
+    return metrics
 
 
 def read_lock(folder: Path, content: bytes) -> object:
@@ -93,8 +108,8 @@ def prepare(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
     images = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
     idx.write(folder / "images", images)
     plain = (folder / "images").read_bytes()
-    description = model.Description.model_validate(DESCRIPTION)
-    model.save(folder / "model", model.build(description), description)
+    description = Description.model_validate(DESCRIPTION)
+    storage.save(folder / "model", build(description), description)
     checkpoints = Checkpoints(folder / "good", Interval(steps=1))
     checkpoints.save(Checkpoint(1, {"a": np.zeros(3)}, {"history": []}))
     saved = checkpoints.newest_path()

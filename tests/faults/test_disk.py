@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, and too little memory: a clear line, then the same bytes."""
+"""Full or read-only disks, and too little memory, give one clear line and then the same bytes."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_one_clear_line
 from tests.faults.conftest import (
+    FOLDER,
     RESULTS,
     STAGES,
     command,
@@ -18,14 +18,12 @@ from tests.faults.conftest import (
     own_code,
     results,
     run_once,
-    undisturbed,
 )
+from tests.helpers import assert_one_clear_line
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
-FOLDERS = {stage: names[0] for stage, names in RESULTS.items() if names} | {
-    "footprint": "footprint/tiny/tiny_conv.csv"
-}
+FOLDERS = {stage: names[0] for stage, names in RESULTS.items() if names} | {"profile": FOLDER}
 GROUPS = Path("/sys/fs/cgroup/memory")
 
 
@@ -37,8 +35,8 @@ def output_folder(root: Path, stage: str) -> Path:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_stage_that_cannot_write_says_so(repository: Path, stage: str, fault: str) -> None:
-    """One line that names the file; nothing half-written; and once there is room, the same bytes."""
-    expected = undisturbed(repository, stage)
+    """One line names the file, nothing is half-written, and with room there are the same bytes."""
+    expected = results(repository, stage)
     folder = output_folder(repository, stage)
     with mounted(folder, "ro" if fault == "read-only" else "size=4k"):
         if fault == "full":
@@ -53,7 +51,7 @@ def test_a_stage_that_cannot_write_says_so(repository: Path, stage: str, fault: 
 
 @pytest.fixture
 def small_memory() -> Iterator[Path]:
-    """A group of processes that may take 150 MB, which TensorFlow alone exceeds."""
+    """A group of processes limited to 150 MB, which TensorFlow alone exceeds."""
     group = GROUPS / f"alexnet-mnist-{os.getpid()}"
     try:
         group.mkdir()
@@ -67,7 +65,7 @@ def small_memory() -> Iterator[Path]:
 def test_a_training_that_the_kernel_kills_for_memory_runs_again(
     repository: Path, small_memory: Path
 ) -> None:
-    """Killed for memory, a training leaves nothing half-written, and runs again with more."""
+    """Killed for memory, a training leaves nothing half-written, and succeeds with more memory."""
     expected = results(repository, "train")
     shutil.rmtree(repository / "models/tiny/tiny_conv")
     shell = f"echo $$ > {small_memory}/cgroup.procs && exec {' '.join(command('train'))}"

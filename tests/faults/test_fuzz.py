@@ -1,6 +1,6 @@
-"""Any bytes give a result or the project's own error, in bounded time and memory.
+"""Any bytes give a result or a PipelineError, in bounded time and memory.
 
-FUZZ says how many inputs each reader is given (`make soak` sets more).
+The variable FUZZ is how many inputs each reader gets; `make soak` sets more.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import PipelineError
+from pipeline.core.errors import PipelineError
 from tests.faults.readers import Reader, prepare
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -22,7 +22,7 @@ INPUTS = int(os.environ.get("FUZZ", "200"))
 LONGEST_S = 10.0
 MOST_MEMORY_MB = 500
 READERS = ("idx", "npy", "params", "model", "checkpoint", "predictions", "metrics", "lock")
-# What gives a file its structure, more often than chance would.
+# What gives a file its structure, tried more often than by chance.
 TOKENS = (b"[", b"{", b"}", b": ", b"- ", b"&a ", b"*a", b"!!int ", b'"', b"\n", b"\x00", b"\xff" * 4,
           b"9" * 20, b"-1", b"1e999", b"null", b"\x1f\x8b", b",")  # fmt: skip
 
@@ -51,7 +51,7 @@ def peak_mb() -> float:
 
 
 def try_reader(reader: Reader, folder: Path, content: bytes) -> None:
-    begin = time.process_time()  # a busy machine is not the reader's fault
+    begin = time.process_time()  # not the wall clock: the machine may be busy
     with contextlib.suppress(PipelineError):
         reader(folder, content)
     assert time.process_time() - begin < LONGEST_S
@@ -66,10 +66,10 @@ def readers(
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_any_bytes_give_a_result_or_an_error_of_our_own(
+def test_any_bytes_give_a_result_or_a_pipeline_error(
     name: str, readers: tuple[Path, dict[str, tuple[Reader, list[bytes]]]]
 ) -> None:
-    """Good files edited at random places, and bytes at random."""
+    """Valid files with random edits, and random bytes, give a result or a PipelineError."""
     folder, table = readers
     reader, good = table[name]
     begin = peak_mb()
@@ -88,10 +88,10 @@ def test_any_bytes_give_a_result_or_an_error_of_our_own(
     assert peak_mb() - begin < MOST_MEMORY_MB
 
 
-def test_the_readers_read_what_is_good(
+def test_the_readers_accept_valid_files(
     readers: tuple[Path, dict[str, tuple[Reader, list[bytes]]]],
 ) -> None:
-    """The contents that the fuzzing begins from are read, so that it reaches behind the headers."""
+    """The valid files that fuzzing starts from are read, so it reaches behind the headers."""
     folder, table = readers
     assert tuple(table) == READERS
     for reader, good in table.values():

@@ -1,6 +1,6 @@
-"""Whatever kills a stage, and whenever: run again, it leaves the same bytes.
+"""Whatever kills a stage at any moment, another run leaves the same bytes.
 
-KILLS says how often each is tried (`make soak` sets 25).
+The variable KILLS is how often each is tried; `make soak` sets 25.
 """
 
 import os
@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from flows.verify import remove_half_written_lock
-from pipeline import paths
-from tests.conftest import edit_params, environment, no_parts, run
+from pipeline.core import paths
 from tests.faults.conftest import (
     DATASET,
     RESULTS,
@@ -25,13 +24,13 @@ from tests.faults.conftest import (
     results,
     run_once,
     start,
-    undisturbed,
 )
+from tests.helpers import edit_params, environment, no_parts, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 KILLS = int(os.environ.get("KILLS", "1"))
-LONGEST_S = {"train": 12, "evaluate": 10, "footprint": 10}  # they load TensorFlow first
+LONGEST_S = {"train": 12, "evaluate": 10, "profile": 10}  # they load TensorFlow first
 SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 
 
@@ -41,7 +40,7 @@ def moment(longest: float) -> float:
 
 
 def remove(root: Path, stage: str) -> None:
-    """Remove what a stage wrote, as DVC does before it runs the stage."""
+    """Remove a stage's results, as DVC does before it runs the stage."""
     for name in RESULTS[stage]:
         path = root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -52,8 +51,8 @@ def remove(root: Path, stage: str) -> None:
 def test_a_stage_that_is_killed_leaves_the_same_bytes_when_run_again(
     repository: Path, stage: str, number: signal.Signals
 ) -> None:
-    """SIGTERM or SIGKILL at a random moment, and the stage once more."""
-    expected = undisturbed(repository, stage)
+    """After SIGTERM or SIGKILL at a random moment, another run of the stage leaves the same bytes."""
+    expected = results(repository, stage)
     for _ in range(KILLS):
         remove(repository, stage)
         process = start(stage, repository)
@@ -73,12 +72,12 @@ def test_a_stage_that_is_killed_leaves_the_same_bytes_when_run_again(
 
 @pytest.mark.parametrize("_", range(KILLS))
 def test_a_reproduction_that_is_killed_goes_on(repository: Path, _: int) -> None:
-    """SIGKILL of `dvc repro` and all its stages at a random moment, and `dvc repro` once more."""
+    """After SIGKILL of `dvc repro` and all its stages, another `dvc repro` leaves the same bytes."""
     expected = results(repository, "download", "preprocess", "train", "evaluate")
     shutil.rmtree(repository / ".dvc/cache/runs")
     edit_params(
         repository / paths.PARAMS,
-        lambda params: params["train"].update(checkpoint_every={"steps": 7}),
+        lambda params: params["runtime"].update(checkpoint_every={"steps": 7}),
     )
     process = subprocess.Popen(
         ["dvc", "repro", "--force"], cwd=repository, env=environment(PYTHONPATH=str(repository)),
@@ -96,11 +95,11 @@ def test_a_reproduction_that_is_killed_goes_on(repository: Path, _: int) -> None
 
 @pytest.mark.parametrize("_", range(KILLS))
 def test_a_training_that_is_killed_again_and_again_arrives(repository: Path, _: int) -> None:
-    """A training that is killed at every few steps goes on each time, to the same bytes."""
+    """A training that is killed every few steps resumes each time, and ends in the same bytes."""
     expected = results(repository, "train")
     edit_params(
         repository / paths.PARAMS,
-        lambda params: params["train"].update(checkpoint_every={"steps": 2}),
+        lambda params: params["runtime"].update(checkpoint_every={"steps": 2}),
     )
     remove(repository, "train")
     folder = repository / paths.checkpoints(DATASET, VARIANT)
@@ -116,7 +115,7 @@ def test_a_training_that_is_killed_again_and_again_arrives(repository: Path, _: 
         process.communicate()
     done = run_once("train", repository)
     assert done.returncode == 0, done.stderr
-    goes_on = re.search(r"goes on after step (\d+) of 99", done.stdout)
-    assert goes_on is not None
-    assert int(goes_on[1]) >= reached - 2 > 0  # the newest may have been half written
+    resuming = re.search(r"resuming after step (\d+) of 99", done.stdout)
+    assert resuming is not None
+    assert int(resuming[1]) >= reached - 2 > 0  # the newest may have been half written
     assert results(repository, "train") == expected

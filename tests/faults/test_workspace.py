@@ -1,4 +1,4 @@
-"""What people and other programs do to a workspace: edits under way, damage, two at once, clocks."""
+"""What people and programs do to a workspace: edits during runs, damage, two runs, clocks."""
 
 import os
 import shutil
@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import paths
-from tests.conftest import assert_one_clear_line, edit_params, environment, run
+from pipeline.core import paths
 from tests.faults.conftest import DATASET, VARIANT, results, run_once, start
+from tests.helpers import assert_one_clear_line, edit_params, environment, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -46,13 +46,13 @@ def wait_for_checkpoint(root: Path, process: "subprocess.Popen[Any]") -> None:
 def test_an_edit_while_a_run_is_going_is_never_recorded_beside_the_wrong_result(
     repository: Path, what: str
 ) -> None:
-    """The stage fails; taken back, the run goes on from where it was; dvc.lock tells the truth."""
+    """The stage fails and dvc.lock is unchanged; with the edit undone, the run resumes."""
     edit_params(repository / paths.PARAMS, with_seed(3))
     edit_params(
         repository / paths.PARAMS,
-        lambda params: params["train"].update(checkpoint_every={"steps": 5}),
+        lambda params: params["runtime"].update(checkpoint_every={"steps": 5}),
     )
-    path = repository / ("params.yaml" if what == "params" else "pipeline/learner.py")
+    path = repository / ("params.yaml" if what == "params" else "pipeline/training/learner.py")
     before = path.read_bytes()
     lock = (repository / "dvc.lock").read_bytes()
     stage = f"train@{DATASET}-{VARIANT}"
@@ -67,11 +67,13 @@ def test_an_edit_while_a_run_is_going_is_never_recorded_beside_the_wrong_result(
         path.write_bytes(before + b"# edited\n")
     out, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "changed while this ran, and its results are of what was before; run it again" in out
+    assert (
+        "changed while the stage was running, so its results do not match the current inputs" in out
+    )
     assert (repository / "dvc.lock").read_bytes() == lock
     path.write_bytes(before)
     out = run("dvc", "repro", stage, cwd=repository)
-    assert "goes on after step 99 of 99" in out
+    assert "resuming after step 99 of 99" in out
     assert (repository / paths.model(DATASET, VARIANT, 3)).exists()
 
 
@@ -95,7 +97,7 @@ def damage(path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["verify", "flow"])
 def test_a_damaged_object_in_the_cache_is_noticed(repository: Path, how: str) -> None:
-    """It is named and removed, and the stage runs again to the same bytes."""
+    """A damaged object is named and removed, and its stage runs again to the same bytes."""
     expected = results(repository, "train", "evaluate")
     name = str(paths.model(DATASET, VARIANT, 0))
     damage(cached(repository, name))
@@ -114,13 +116,13 @@ def test_a_damaged_object_in_the_cache_is_noticed(repository: Path, how: str) ->
     else:
         done = flow(repository, "--jobs", "1")
         assert done.returncode == 0, done.stderr
-        assert f"models/tiny/{VARIANT}: its copy in DVC's cache was damaged" in done.stdout
+        assert f"models/tiny/{VARIANT}: its copy in the cache was damaged" in done.stdout
     assert run("dvc", "status", cwd=repository).startswith(CLEAN)
     assert results(repository, "train", "evaluate") == expected
 
 
 def test_a_damaged_lock_file_is_one_clear_line(repository: Path) -> None:
-    """The flow names the file; with the committed one, it has nothing to do."""
+    """The flow names a damaged dvc.lock; with the committed one, it has nothing to do."""
     expected = results(repository)
     for content in ("stages: [", "schema: '2.0'\nstages:\n  train: 5\n", "\x00"):
         (repository / "dvc.lock").write_text(content)
@@ -132,7 +134,7 @@ def test_a_damaged_lock_file_is_one_clear_line(repository: Path) -> None:
 
 
 def test_a_damaged_database_of_prefect_is_one_clear_line(repository: Path, tmp_path: Path) -> None:
-    """A run without a server says that none starts; with the database out of the way, it runs."""
+    """If Prefect's database is damaged, one line says so; without it, the flow runs."""
     expected = results(repository)
     home = tmp_path / "prefect"
     home.mkdir()
@@ -145,7 +147,7 @@ def test_a_damaged_database_of_prefect_is_one_clear_line(repository: Path, tmp_p
 
 
 def test_two_reproductions_at_once_in_one_workspace(repository: Path) -> None:
-    """One of them waits for the other's lock, or says that it is held; then all is as it was."""
+    """One waits for the other's lock or says that it is held, and the results are the same."""
     expected = results(repository, "train", "evaluate")
     shutil.rmtree(repository / ".dvc/cache/runs")
     both = [
@@ -164,11 +166,11 @@ def test_two_reproductions_at_once_in_one_workspace(repository: Path) -> None:
 
 
 def test_two_trainings_of_the_same_at_once(repository: Path) -> None:
-    """The second one is refused in one line, and the first one ends as if alone."""
+    """The second training is rejected in one line, and the first one ends as if alone."""
     expected = results(repository, "train")
     edit_params(
         repository / paths.PARAMS,
-        lambda params: params["train"].update(checkpoint_every={"steps": 1}),
+        lambda params: params["runtime"].update(checkpoint_every={"steps": 1}),
     )
     first = start("train", repository)
     wait_for_checkpoint(repository, first)
@@ -176,7 +178,7 @@ def test_two_trainings_of_the_same_at_once(repository: Path) -> None:
     second = run_once("train", repository)
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
-    assert "another process trains this; wait for it, or stop it" in second.stderr
+    assert "another process is training this; wait for it, or stop it" in second.stderr
     _, err = first.communicate(timeout=120)
     assert first.returncode == 0, err
     assert results(repository, "train") == expected
@@ -184,7 +186,7 @@ def test_two_trainings_of_the_same_at_once(repository: Path) -> None:
 
 @pytest.mark.parametrize("jump", [TEN_YEARS_S, -TEN_YEARS_S])
 def test_a_clock_that_jumps_changes_nothing(repository: Path, jump: int) -> None:
-    """Files from the future or from long ago are what their bytes are, and nothing runs again."""
+    """Times in the far future or past change nothing: only bytes count, and nothing runs again."""
     expected = results(repository)
     then = time.time() + jump
     for path in repository.rglob("*"):

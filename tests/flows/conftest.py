@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import environment
 from tests.flows.services import Server
+from tests.helpers import environment
 
 # Prefect reads these while it is imported: a test neither finds nor touches the user's own.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")

@@ -18,7 +18,7 @@ import psutil
 import requests
 
 from tests.browser import require_program
-from tests.conftest import environment
+from tests.helpers import environment
 
 START_S = 120
 
@@ -63,10 +63,12 @@ class Service:
         self.process.wait()
 
     def terminate(self) -> None:
-        """Stop the process as a service manager does, and wait for its end; its children live on."""
+        """Stop the process as a service manager does: asked, then killed; its children live on."""
         assert self.process is not None
         self.process.terminate()
-        self.process.wait(60)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        self.kill()
 
     def stop(self) -> None:
         assert self.process is not None

@@ -10,9 +10,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from ruamel.yaml import YAML
 
 from flows.automations import AUTOMATIONS, HEARTBEATS_MISSED_AFTER, apply
-from tests.conftest import ROOT
 from tests.flows.conftest import run
 from tests.flows.services import Server, wait_until
+from tests.helpers import ROOT
 
 PREFECT = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())
 

@@ -60,7 +60,7 @@ def test_the_command_sees_its_environment(make_repository: MakeRepository) -> No
         {"env": stage("echo $CUDA_VISIBLE_DEVICES && which python > x", out="x")}
     )
     lines: list[str] = []
-    run_stage(root, "env", environment={"CUDA_VISIBLE_DEVICES": "7"}, on_line=lines.append)
+    run_stage(root, "env", variables={"CUDA_VISIBLE_DEVICES": "7"}, on_line=lines.append)
     assert "7" in lines
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from flows.errors import GraphError, PolicyError
 from flows.graph import read_graph
-from tests.conftest import ROOT
 from tests.flows.conftest import Stages, fan_out, run, stage, write_stages
+from tests.helpers import ROOT
 
 MakeRepository = Callable[[Stages], Path]
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import environment
 from tests.flows.conftest import CLEAN, Stages, dvc_status, fan_out, run
 from tests.flows.services import Server, processes_below, wait_until, worker
 from tests.flows.test_deployment import Project, deploy, ended_as, make_project, start_run
+from tests.helpers import environment
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from ruamel.yaml import YAML
 
 from flows.errors import ParamsError
 from flows.params import changed_params, set_params
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 TEXT = """\
 train:        # a comment

@@ -16,8 +16,8 @@ from flows.record import (
     require_recordable,
     require_unchanged,
 )
-from tests.conftest import environment
 from tests.flows.conftest import Stages, dvc_status, fan_out, run, stage
+from tests.helpers import environment
 
 MakeRepository = Callable[[Stages], Path]
 
@@ -102,7 +102,7 @@ def test_what_was_edited_meanwhile_is_not_recorded(make_repository: MakeReposito
     """A result of other inputs than lie there now is refused, with the stage and the reason."""
     root = reproduced(make_repository)
     (root / "input.txt").write_text("other\n")
-    with pytest.raises(RecordError, match="source changed while .*modified input.txt"):
+    with pytest.raises(RecordError, match="source changed during .*modified input.txt"):
         require_unchanged(read_graph(root))
 
 

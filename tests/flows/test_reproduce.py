@@ -12,7 +12,6 @@ import requests
 
 from flows.reproduce import parse_arguments
 from flows.slots import WORKSPACE_LOCK
-from tests.conftest import environment
 from tests.flows.conftest import (
     CLEAN,
     Stages,
@@ -25,6 +24,7 @@ from tests.flows.conftest import (
 from tests.flows.services import Server as PrefectServer
 from tests.flows.services import wait_until
 from tests.flows.test_execute import gone_within
+from tests.helpers import environment
 
 MakeRepository = Callable[[Stages], Path]
 Server = dict[str, str]
@@ -59,8 +59,8 @@ def test_a_dry_run_says_what_would_run_and_why(make_repository: MakeRepository) 
     done = run(sys.executable, "-m", "flows.reproduce", "--dry-run", cwd=root)
     assert done.stdout.splitlines() == [
         "source: would run: modified input.txt",
-        "leaf0: would run: if source puts out something else",
-        "join: would run: if leaf0 puts out something else",
+        "leaf0: would run: if the output of source changes",
+        "join: would run: if the output of leaf0 changes",
     ]
     assert (root / "source.txt").read_text() == "input\n"
 
@@ -126,6 +126,28 @@ class TestWithServer:
         (root / "dvc.lock").unlink()
         reproduce(root, server)
         assert set(states(server).values()) == {"Restored"}
+
+    def test_a_stage_that_runs_alone_overlaps_no_other(
+        self, make_repository: MakeRepository, server: Server
+    ) -> None:
+        """With four jobs, a stage with `alone: true` starts after and ends before all others."""
+        names = ("one", "two", "three", "quiet")
+        root = make_repository(
+            {
+                name: stage(
+                    f"date +%s.%N > {name}; sleep 2; date +%s.%N >> {name}", out=name,
+                    meta={"alone": name == "quiet"},
+                )
+                for name in names
+            }
+        )  # fmt: skip
+        assert reproduce(root, server, "--jobs", "4").returncode == 0
+        times = {name: [*map(float, (root / name).read_text().split())] for name in names}
+        begin, end = times.pop("quiet")
+        assert all(
+            other_end < begin or end < other_begin for other_begin, other_end in times.values()
+        )
+        assert max(each[0] for each in times.values()) < min(each[1] for each in times.values())
 
     def test_a_failed_stage_fails_its_dependents_alone(
         self, make_repository: MakeRepository, server: Server

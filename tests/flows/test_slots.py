@@ -9,7 +9,7 @@ import pytest
 from flows import slots
 from flows.errors import StageStopped, WorkspaceBusy
 from flows.slots import Resources, find_gpus, hold_workspace
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,10 @@ import psutil
 import pytest
 
 from flows import watch
+from flows.execute import adopt_orphans
 from flows.watch import watching
-from tests.conftest import ROOT
 from tests.flows.services import wait_until
+from tests.helpers import ROOT
 
 ORPHAN = """
 import sys, time
@@ -87,6 +88,7 @@ def test_a_flow_that_does_not_end_when_asked_is_killed() -> None:
 
 def test_an_orphan_ends_at_once() -> None:
     """A flow whose worker died before the flow was loaded finds itself with another parent."""
+    adopt_orphans(False)  # the system does
     late = f"import time; time.sleep(2)\n{ORPHAN}"
     worker = subprocess.Popen(
         [sys.executable, "-c", PARENT, late, "worker"], stdout=subprocess.PIPE, text=True, cwd=ROOT

@@ -1,0 +1,1 @@
+"""What every stage uses: a change here reruns everything."""

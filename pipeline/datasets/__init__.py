@@ -1,0 +1,1 @@
+"""Files of a data set: raw IDX files and prepared splits."""

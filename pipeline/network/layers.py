@@ -1,0 +1,187 @@
+"""Layers as params.yaml spells them, and what follows from them by arithmetic.
+
+Shapes and numbers of parameters are computed here without TensorFlow, so that a network that cannot
+be built is rejected before TensorFlow is loaded.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from pipeline.core.errors import ModelError
+from pipeline.core.params import Section
+
+# auto = bfloat16 if the hardware supports it, else float32
+Precision = Literal["float32", "mixed_bfloat16", "auto"]
+Activation = Literal["relu", "tanh", "linear"]
+Padding = Literal["same", "valid"]
+
+
+class Conv(Section):
+    """Convolution with square kernels, a bias, and an activation."""
+
+    type: Literal["conv"]
+    filters: PositiveInt
+    kernel: PositiveInt
+    stride: PositiveInt = 1
+    padding: Padding = "same"
+    activation: Activation = "relu"
+
+
+class Pool(Section):
+    """Maximum or mean over square windows."""
+
+    type: Literal["max_pool", "average_pool"]
+    size: PositiveInt
+    stride: PositiveInt
+    padding: Padding = "same"
+
+
+class LocalResponseNorm(Section):
+    """Normalisation over neighbouring channels; AlexNet, 2012, section 3.3."""
+
+    type: Literal["lrn"]
+    depth_radius: PositiveInt
+    bias: PositiveFloat
+    alpha: PositiveFloat
+    beta: PositiveFloat
+
+
+class Dropout(Section):
+    """Sets a share of the values to zero while training."""
+
+    type: Literal["dropout"]
+    rate: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Dense(Section):
+    """Fully connected layer with a bias and an activation."""
+
+    type: Literal["dense"]
+    units: PositiveInt
+    activation: Activation = "relu"
+
+
+Layer = Annotated[Conv | Pool | LocalResponseNorm | Dropout | Dense, Field(discriminator="type")]
+
+
+class Initializer(Section):
+    """How weights are initialised; biases start at zero.
+
+    ``stddev`` belongs to ``normal`` and ``truncated_normal``; the others derive theirs from the
+    size of the layer.
+    """
+
+    type: Literal["he_normal", "glorot_uniform", "normal", "truncated_normal"]
+    stddev: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _stddev_where_it_belongs(self) -> "Initializer":
+        if (self.stddev is not None) != (self.type in ("normal", "truncated_normal")):
+            raise ValueError(
+                "stddev is for normal and truncated_normal, which need it, and for no other"
+            )
+        return self
+
+
+class Network(Section):
+    """The part of a variant that a saved model needs in order to be built again.
+
+    ``input_size`` is the height and width to which images are resized inside the network, or null
+    to take them unchanged. The classifier, a dense layer with one unit per class, is not listed.
+    """
+
+    input_size: PositiveInt | None
+    initializer: Initializer
+    layers: list[Layer]
+
+
+class Shape(NamedTuple):
+    """Height, width and channels of a layer's output; a flat one has height and width 1."""
+
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def size(self) -> int:
+        """The number of values in the output for one image."""
+        return self.height * self.width * self.channels
+
+
+@dataclass(frozen=True)
+class PlacedLayer:
+    """A layer named as in the AlexNet paper, with its output shape and number of parameters."""
+
+    name: str
+    layer: Layer
+    shape: Shape
+    parameters: int
+
+
+def place_layers(network: Network, image_shape: Shape, classes: int) -> list[PlacedLayer]:
+    """Name a network's layers and follow an image's shape through them.
+
+    Weight layers are numbered together (``conv1`` … ``conv5``, ``fc6`` …); the others take the
+    number of the weight layer before them (``pool1``, ``lrn1``, ``dropout6``).
+
+    Parameters
+    ----------
+    network : Network
+    image_shape : Shape
+        Of the data set's images.
+    classes : int
+        Units of the classifier, which is the last layer.
+
+    Raises
+    ------
+    ModelError
+        If a kernel or pool leaves less than one pixel, or a layer that needs an image comes
+        after a dense one.
+    """
+    side = network.input_size
+    shape = Shape(side, side, image_shape.channels) if side else image_shape
+    names = {"conv": "conv", "dense": "fc", "max_pool": "pool", "average_pool": "pool"}
+    classifier = Dense(type="dense", units=classes, activation="linear")
+    placed: list[PlacedLayer] = []
+    number, flat = 0, False
+    taken: Counter[str] = Counter()
+    for layer in [*network.layers, classifier]:
+        parameters = 0
+        number += layer.type in ("conv", "dense")
+        name = f"{names.get(layer.type, layer.type)}{number}"
+        taken[name] += 1
+        if taken[name] > 1:
+            name += f"_{taken[name]}"
+        if flat and isinstance(layer, Conv | Pool | LocalResponseNorm):
+            raise ModelError(
+                f"layer {name}: {layer.type} needs an image, but a dense layer comes before it; "
+                "move it up"
+            )
+        if isinstance(layer, Conv):
+            parameters = (layer.kernel**2 * shape.channels + 1) * layer.filters
+            height, width = _slide(name, shape, layer.kernel, layer)
+            shape = Shape(height, width, layer.filters)
+        elif isinstance(layer, Pool):
+            height, width = _slide(name, shape, layer.size, layer)
+            shape = Shape(height, width, shape.channels)
+        elif isinstance(layer, Dense):
+            parameters = (shape.size + 1) * layer.units
+            shape, flat = Shape(1, 1, layer.units), True
+        placed.append(PlacedLayer(name, layer, shape, parameters))
+    return placed
+
+
+def _slide(name: str, shape: Shape, window: int, layer: Conv | Pool) -> tuple[int, int]:
+    """Return height and width after sliding a window, with TensorFlow's padding."""
+    reach = 1 if layer.padding == "same" else window
+    height, width = ((side - reach) // layer.stride + 1 for side in shape[:2])
+    if height < 1 or width < 1:
+        raise ModelError(
+            f"layer {name}: a {layer.type} of {window}×{window} leaves less than one pixel of a "
+            f"{shape.height}×{shape.width} image; make it smaller, pad with 'same', or set a "
+            "larger input_size"
+        )
+    return height, width

@@ -1,0 +1,1 @@
+"""Reports as Markdown and as pages: text, charts and templates."""

@@ -1,0 +1,292 @@
+"""What a data set's report shows, for the Markdown template and the page's alike."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from ruamel.yaml import YAML
+
+from pipeline.core.progress import duration
+from pipeline.datasets.splits import SplitReader
+from pipeline.page import charts
+from pipeline.page.render import figure, picture
+from pipeline.page.text import count, listed, mean_percent, percent, points
+from pipeline.scores.comparison import Pair, by_errors
+from pipeline.scores.load import Result
+from pipeline.scores.significance import accuracy_interval
+
+RESULT_HEADER = (
+    "variant", "accuracy", "95 % interval", "errors", "loss", "calibration error", "parameters",
+    "epochs",
+)  # fmt: skip
+SPEED_HEADER = (
+    "variant", "training", "training images/s", "evaluation images/s", "evaluation memory",
+    "in one batch",
+)  # fmt: skip
+PAIR_HEADER = (
+    "variant", "compared with", "difference, points", "95 % interval", "only it is right",
+    "only the other is right", "p", "verdict",
+)  # fmt: skip
+NOTES = (
+    "Intervals are Wilson's over test images, or Student's over seeds if there are several. Loss "
+    "is the mean cross-entropy in nats; the calibration error is the expected one over 15 bins."
+)
+PAIR_NOTES = (
+    "Image by image: McNemar's exact test, or Welch's over seeds where both variants have several. "
+    "p-values are adjusted for the number of pairs by Holm's method; below 0.05 a difference is "
+    "significant."
+)
+
+
+def make_view(
+    dataset: str,
+    results: Sequence[Result],
+    pairs: Sequence[Pair],
+    summary: dict[str, Any],
+    settings: dict[str, Any],
+    test: SplitReader,
+) -> dict[str, Any]:
+    """Return the content of a report: text, tables and charts by name.
+
+    Parameters
+    ----------
+    dataset : str
+    results : sequence of Result
+        One per variant.
+    pairs : sequence of Pair
+    summary : dict
+        Of the data set, as preprocessing writes it.
+    settings : dict
+        The parameters that the results depend on.
+    test : SplitReader
+        The test images, for the pictures of mistakes.
+    """
+    results = by_errors(results)
+    names = [result.variant for result in results]
+    shown: int = settings["report"]["mistakes_shown"]
+    classes = range(summary["classes"])
+
+    def joined(table: str) -> pd.DataFrame:
+        tables: list[pd.DataFrame] = [
+            getattr(each, table).assign(variant=each.variant) for each in results
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    budget_mb: float = settings["evaluate"]["memory_budget_mb"]
+    matrices = {each.variant: each.predictions.confusion_matrix(len(classes)) for each in results}
+    return {
+        "dataset": dataset,
+        "images": results[0].metrics["n"],
+        "summary": summarise(results, pairs),
+        "result_header": RESULT_HEADER,
+        "result_rows": result_rows(results),
+        "notes": f"{computed_in(results)} {NOTES}",
+        "speed_header": SPEED_HEADER,
+        "speed_rows": speed_rows(results),
+        "speed_notes": measured_on(results),
+        "pair_header": PAIR_HEADER,
+        "pair_rows": pair_rows(pairs),
+        "pair_notes": PAIR_NOTES,
+        "curves": [
+            figure(
+                charts.learning_curves(joined("training_curve"), names, "loss", "training loss"),
+                "Training loss, averaged over the steps before each point",
+                "training loss over epochs",
+                _last(results, "training_curve", "loss", ".4f"),
+            ),
+            figure(
+                charts.learning_curves(
+                    joined("validation_curve"), names, "accuracy", "validation accuracy"
+                ),
+                "Accuracy on the validation split, after each epoch",
+                "validation accuracy over epochs",
+                _last(results, "validation_curve", "accuracy", ".2%"),
+            ),
+        ],
+        "calibration": figure(
+            charts.calibration(joined("calibration"), names),
+            "Accuracy by confidence, in 15 bins; larger points hold more images; a perfectly "
+            "calibrated model lies on the diagonal",
+            "accuracy against confidence",
+            "; ".join(
+                f"{each.variant}: expected calibration error {each.metrics['ece']:.4f}"
+                for each in results
+            ),
+        ),
+        "memory": figure(
+            charts.memory(joined("memory"), names, budget_mb),
+            f"Memory by images in a batch; the dotted line is the budget of {budget_mb:g} MB",
+            "memory against images in a batch",
+        ),
+        "classes": [str(label) for label in classes],
+        "confusion": matrices,
+        "heats": {name: _heats(matrix) for name, matrix in matrices.items()},
+        "recall_rows": [
+            (label, count(images), [_recall(matrix, label) for matrix in matrices.values()])
+            for label, images in enumerate(summary["images_per_class"]["test"])
+        ],
+        "mistakes": {each.variant: _mistakes(each, shown, test) for each in results},
+        "flawless": [each.variant for each in results if each.predictions.mistakes.empty],
+        "seeds": {each.variant: each.seeds for each in results},
+        "origin": {
+            "Data, SHA-256": "\n".join(f"{sha}  {role}" for role, sha in summary["sha256"].items()),
+            "Parameters": _as_yaml(settings),
+        },
+        "percent": percent,
+    }
+
+
+def summarise(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
+    """Return the verdict in a sentence, and a warning for each variant that learnt nothing."""
+    best = by_errors(results)[0]
+    metrics = best.metrics
+    sentence = (
+        f"{best.variant} makes the fewest errors, {count(metrics['errors'])} of "
+        f"{metrics['n']:,} ({percent(metrics['accuracy'])} accuracy"
+        f"{f', mean of {best.seeds} seeds' if best.seeds > 1 else ''})"
+    )
+    others = [pair for pair in pairs if pair.first == best.variant]
+    worse = [pair.second for pair in others if pair.verdict == "worse"]
+    similar = [pair.second for pair in others if pair.verdict != "worse"]
+    if worse:
+        sentence += f"; it is better than {listed(worse)}"
+    if similar:
+        sentence += f"; there is no evidence of a difference from {listed(similar)}"
+    warnings = [
+        f" Warning: {each.variant} is {each.metrics['warning']}."
+        for each in results
+        if "warning" in each.metrics
+    ]
+    return f"{sentence}.{''.join(warnings)}"
+
+
+def result_rows(results: Sequence[Result]) -> list[list[str]]:
+    """Return the results of each variant, under `RESULT_HEADER`."""
+    rows = []
+    for result in results:
+        metrics = result.metrics
+        accuracy = mean_percent(metrics["accuracy"], metrics.get("accuracy_deviation"))
+        if result.seeds > 1:
+            accuracy += f", {result.seeds} seeds"
+        rows.append(
+            [
+                result.variant,
+                accuracy,
+                " – ".join(map(percent, accuracy_interval(metrics))),
+                count(metrics["errors"]),
+                f"{metrics['nll']:.4f}",
+                f"{metrics['ece']:.4f}",
+                f"{result.training['parameters']:,}",
+                f"{result.training['epochs']:.2f}",
+            ]
+        )
+    return rows
+
+
+def speed_rows(results: Sequence[Result]) -> list[list[str]]:
+    """Return the speed and memory of each variant, under `SPEED_HEADER`."""
+    rows = []
+    for result in results:
+        profile = result.profile
+        speed = profile["training_images_per_second"]
+        rows.append(
+            [
+                result.variant,
+                duration(result.training["samples"] / speed),
+                f"{speed:,.0f}",
+                f"{profile['evaluation_images_per_second']:,.0f}",
+                f"{profile['peak_memory_mb']:,.0f} MB in chunks of {profile['chunk_size']:,}",
+                _one_batch(result),
+            ]
+        )
+    return rows
+
+
+def _one_batch(result: Result) -> str:
+    """Return the memory of the whole test set in one batch; extrapolated if not measured."""
+    images, last = result.metrics["n"], result.memory.iloc[-1]
+    whole = last["peak_memory_mb"] * images / last["images"]
+    if last["images"] == images:
+        return f"{whole:,.0f} MB"
+    return f"about {whole:,.0f} MB (extrapolated; not enough memory to measure)"
+
+
+def pair_rows(pairs: Sequence[Pair]) -> list[list[str]]:
+    """Return the comparison of each pair, under `PAIR_HEADER`."""
+    return [
+        [
+            pair.second,
+            pair.first,
+            points(pair.paired.difference.value),
+            f"{points(pair.paired.difference.low)} … {points(pair.paired.difference.high)}",
+            count(len(pair.paired.fixed)),
+            count(len(pair.paired.broken)),
+            f"{pair.p:.2g}",
+            pair.verdict,
+        ]
+        for pair in pairs
+    ]
+
+
+def computed_in(results: Sequence[Result]) -> str:
+    """Return the precisions of training and evaluation, as a sentence."""
+    trained = dict.fromkeys(each.training["precision"] for each in results)
+    evaluated = dict.fromkeys(each.metrics["precision"] for each in results)
+    return f"Trained in {listed([*trained])}, evaluated in {listed([*evaluated])}."
+
+
+def measured_on(results: Sequence[Result]) -> str:
+    """Return the device and versions that speed and memory were measured with."""
+    devices = dict.fromkeys(
+        f"the {each.profile['device']}, with "
+        + ", ".join(f"{name} {version}" for name, version in each.profile["versions"].items())
+        for each in results
+    )
+    return (
+        f"Measured on {listed([*devices])}; the time of a training is its samples at that speed; "
+        "memory is on top of the loaded model."
+    )
+
+
+def _heats(matrix: NDArray[np.int64]) -> list[list[float]]:
+    """Return the colour intensity of each cell of a confusion matrix, 0…1."""
+    wrong = matrix - np.diag(matrix.diagonal())
+    shares = np.sqrt(wrong / max(1, wrong.max())) + np.diag((matrix.diagonal() > 0) * 0.5)
+    return [[round(float(share), 3) for share in row] for row in shares]
+
+
+def _recall(matrix: NDArray[np.int64], label: int) -> float | None:
+    """Return the share of a class's images that are classified correctly; None if it has none."""
+    images = matrix[label].sum()
+    return float(matrix[label, label] / images) if images else None
+
+
+def _last(results: Sequence[Result], table: str, column: str, form: str) -> str:
+    values = (getattr(each, table)[column].iloc[-1] for each in results)
+    return "at the end " + ", ".join(
+        f"{each.variant} {value:{form}}" for each, value in zip(results, values, strict=True)
+    )
+
+
+def _mistakes(result: Result, shown: int, test: SplitReader) -> list[dict[str, Any]]:
+    """Return the most confident mistakes, each with its picture."""
+    return [
+        {str(name): value for name, value in row.items()}
+        | {
+            "confidence": percent(row["confidence"]),
+            "picture": picture(test.read(row["index"], row["index"] + 1).images[0]),
+        }
+        for row in result.predictions.confident_mistakes(shown).to_dict("records")
+    ]
+
+
+def _as_yaml(settings: dict[str, Any]) -> str:
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = None  # one line per layer
+    yaml.representer.ignore_aliases = lambda _: True
+    yaml.dump(settings, text)
+    return text.getvalue()

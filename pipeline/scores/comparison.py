@@ -1,0 +1,208 @@
+"""Variants compared with each other, and revisions with a baseline."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from pipeline.core.errors import DataError
+from pipeline.scores.load import Result
+from pipeline.scores.predictions import Predictions
+from pipeline.scores.revisions import Key, Measured, Revisions
+from pipeline.scores.significance import (
+    Difference,
+    Paired,
+    compare_predictions,
+    holm,
+    paired_difference,
+    unpaired_difference,
+    verdict,
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two variants on the same test images, the one with fewer errors first.
+
+    ``paired`` compares the second one with the first; ``p`` is adjusted for the number of pairs.
+    """
+
+    first: str
+    second: str
+    paired: Paired
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        """The second one is ``better``, ``worse``, or there is ``no evidence of a difference``."""
+        return verdict(self.paired.difference.value, self.p)
+
+
+def by_errors(results: Sequence[Result]) -> list[Result]:
+    """Return the results, the most accurate one first."""
+    return sorted(results, key=lambda each: each.metrics["errors"])
+
+
+def compare_pairs(results: Sequence[Result]) -> list[Pair]:
+    """Compare each variant with each other one."""
+    couples = list(combinations(by_errors(results), 2))
+    compared = [
+        compare_predictions(first.predictions, second.predictions) for first, second in couples
+    ]
+    adjusted = holm([paired.difference.p for paired in compared])
+    return [
+        Pair(first.variant, second.variant, paired, p)
+        for (first, second), paired, p in zip(couples, compared, adjusted, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant at a revision, compared with the baseline.
+
+    Attributes
+    ----------
+    dataset, variant, baseline, revision : str
+    before, after : dict
+        The metrics of both.
+    difference : Difference
+        In accuracy, revision minus baseline; its p-value is that of this test alone.
+    adjusted_p : float
+        The p-value adjusted for the number of comparisons.
+    over_seeds : bool
+        Whether means over seeds were compared.
+    unpaired_because : str
+        Why the images were not compared pair by pair; empty if they were.
+    fixed, broken : list of int
+        The images that only the revision, or only the baseline, classifies correctly; empty if
+        not paired.
+    changed : list of str
+        Parameters with both values, and files of code, that differ.
+    """
+
+    dataset: str
+    variant: str
+    baseline: str
+    revision: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+    difference: Difference
+    adjusted_p: float
+    over_seeds: bool
+    unpaired_because: str
+    fixed: list[int]
+    broken: list[int]
+    changed: list[str]
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse`` or ``no evidence of a difference``."""
+        return verdict(self.difference.value, self.adjusted_p)
+
+
+def compare(key: Key, names: tuple[str, str], before: Measured, after: Measured) -> Comparison:
+    """Compare the results of a variant at two revisions.
+
+    Parameters
+    ----------
+    key : tuple of str
+        Data set and variant.
+    names : tuple of str
+        The baseline and the revision.
+    before, after : Measured
+    """
+    first, second = before.predictions, after.predictions
+    same = before.digest is not None and before.digest == after.digest
+    reason = "" if same else why_unpaired(names, first, second)
+    if same:
+        paired = Paired(paired_difference(before.metrics["n"], 0, 0), [], [], False)
+    elif reason or first is None or second is None:
+        counts = [
+            (each.metrics["n"] - round(each.metrics["errors"]), each.metrics["n"])
+            for each in (before, after)
+        ]
+        paired = Paired(unpaired_difference(*counts[0], *counts[1]), [], [], False)
+    else:
+        paired = compare_predictions(first, second)
+    return Comparison(
+        *key, *names, before.metrics, after.metrics, paired.difference, paired.difference.p,
+        paired.over_seeds, reason, paired.fixed, paired.broken,
+        list(changed_inputs(before.inputs, after.inputs)),
+    )  # fmt: skip
+
+
+def why_unpaired(
+    names: tuple[str, str], first: Predictions | None, second: Predictions | None
+) -> str:
+    """Return why two revisions cannot be compared image by image; empty if they can."""
+    if first is None or second is None:
+        pairs = zip(names, (first, second), strict=True)
+        lacking = [name for name, table in pairs if table is None]
+        return f"no predictions of {' and '.join(lacking)} in DVC's cache or remote"
+    images = [each.test_images for each in (first, second)]
+    if images[0] != images[1]:
+        return f"{names[0]} has {images[0]:,} test images, {names[1]} has {images[1]:,}"
+    known = {first.test_set, second.test_set} - {""}
+    return "" if len(known) < 2 else "the test sets have different labels"
+
+
+def changed_inputs(before: dict[str, Any], after: dict[str, Any]) -> Iterable[str]:
+    """Yield what differs: parameters with both values, then the code."""
+    names = dict.fromkeys([*before, *after])
+    for name in sorted(names, key=_is_code):
+        old, new = before.get(name), after.get(name)
+        if old != new:
+            yield name if _is_code(name) else f"{name}: {old} → {new}"
+
+
+def _is_code(name: str) -> bool:
+    return name.startswith("pipeline/")
+
+
+class Outcome(NamedTuple):
+    """Revisions compared with the first one that could be read.
+
+    Attributes
+    ----------
+    comparisons : list of Comparison
+        With p-values adjusted for their number.
+    notes : list of str
+        The variants that only one of two revisions has.
+    errors : list of str
+        Why a revision could not be read; the others were compared.
+    measured : dict of str to dict
+        The results at each revision, by its name.
+    """
+
+    comparisons: list[Comparison]
+    notes: list[str]
+    errors: list[str]
+    measured: dict[str, dict[Key, Measured]]
+
+
+def compare_revisions(revisions: Revisions, names: Sequence[str]) -> Outcome:
+    """Compare each revision with the first one."""
+    notes: list[str] = []
+    errors: list[str] = []
+    measured: dict[str, dict[Key, Measured]] = {}
+    for name in dict.fromkeys(names):
+        try:
+            measured[name] = revisions.read(name)
+        except DataError as error:
+            errors.append(str(error))
+    comparisons: list[Comparison] = []
+    baseline, *others = measured or [""]
+    for name in others:
+        before, after = measured[baseline], measured[name]
+        notes += [f"{' / '.join(key)}: new at {name}" for key in sorted(after.keys() - before)]
+        notes += [f"{' / '.join(key)}: not at {name}" for key in sorted(before.keys() - after)]
+        comparisons += [
+            compare(key, (baseline, name), before[key], after[key])
+            for key in before
+            if key in after
+        ]
+    adjusted = holm([each.difference.p for each in comparisons])
+    comparisons = [
+        replace(each, adjusted_p=p) for each, p in zip(comparisons, adjusted, strict=True)
+    ]
+    return Outcome(comparisons, notes, errors, measured)

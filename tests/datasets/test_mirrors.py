@@ -1,0 +1,215 @@
+import hashlib
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.core import paths
+from pipeline.core.errors import DownloadError, OutputError
+from pipeline.core.files import sha256
+from pipeline.datasets import mirrors
+from pipeline.datasets.mirrors import MirrorSource, RemoteFile, fetch, fetch_all
+from tests.helpers import Mirror, make_images, write_raw
+
+CONTENT = bytes(range(256)) * 2000  # several pieces
+pytestmark = pytest.mark.usefixtures("no_waits")
+
+FILE = RemoteFile(name="images.gz", sha256=hashlib.sha256(CONTENT).hexdigest())
+
+
+@pytest.fixture
+def good(mirror: Mirror) -> Mirror:
+    mirror.content[FILE.name] = CONTENT
+    return mirror
+
+
+@pytest.fixture
+def folder_mirror(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder mirror"
+    folder.mkdir()
+    (folder / FILE.name).write_bytes(CONTENT)
+    return folder
+
+
+def test_a_file_is_downloaded_over_http(good: Mirror, tmp_path: Path) -> None:
+    """A file is downloaded over HTTP, and nothing but it remains."""
+    target = tmp_path / "raw" / "images"
+    assert fetch(FILE, [good.url], target) == good.url
+    assert target.read_bytes() == CONTENT
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("as_url", [True, False])
+def test_a_file_is_copied_from_a_folder(folder_mirror: Path, tmp_path: Path, as_url: bool) -> None:
+    """A mirror may be a folder or a file:// URL."""
+    mirror = folder_mirror.as_uri() if as_url else str(folder_mirror)
+    target = tmp_path / "raw" / "images"
+    assert fetch(FILE, [mirror], target) == mirror
+    assert target.read_bytes() == CONTENT
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_correct_bytes_are_not_fetched_again(good: Mirror, tmp_path: Path) -> None:
+    """A file that already has the pinned bytes is kept, and no mirror is asked."""
+    (tmp_path / "images").write_bytes(CONTENT)
+    assert fetch(FILE, [good.url], tmp_path / "images") == "already there"
+    assert good.asked == []
+
+
+def test_wrong_bytes_are_replaced(good: Mirror, tmp_path: Path) -> None:
+    """A file with other bytes than the pinned ones is replaced."""
+    (tmp_path / "images").write_bytes(b"wrong")
+    fetch(FILE, [good.url], tmp_path / "images")
+    assert (tmp_path / "images").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("fault", ["500", "cut", "html"])
+def test_a_passing_fault_is_retried(good: Mirror, tmp_path: Path, fault: str) -> None:
+    """A server error, a cut connection or wrong bytes are retried at the same mirror."""
+    good.faults = [fault, fault]
+    assert fetch(FILE, [good.url], tmp_path / "images") == good.url
+    assert (tmp_path / "images").read_bytes() == CONTENT
+    assert len(good.asked) == 3
+
+
+def test_a_mirror_is_given_up_after_some_tries(good: Mirror, tmp_path: Path) -> None:
+    """A mirror whose fault persists is given up after a fixed number of tries."""
+    good.faults = ["500"] * 100
+    with pytest.raises(DownloadError, match="HTTP 500 Internal Server Error"):
+        fetch(FILE, [good.url], tmp_path / "images")
+    assert len(good.asked) == mirrors.TRIES
+
+
+def test_the_next_mirror_is_tried(good: Mirror, tmp_path: Path, folder_mirror: Path) -> None:
+    """If one mirror has wrong bytes, the next one is tried."""
+    good.content[FILE.name] = b"wrong"
+    assert fetch(FILE, [good.url, str(folder_mirror)], tmp_path / "images") == str(folder_mirror)
+
+
+def test_each_mirror_is_named_with_its_reason(good: Mirror, tmp_path: Path) -> None:
+    """If all mirrors fail, each one is named with its reason, and nothing remains."""
+    good.faults = ["html"] * mirrors.TRIES
+    wrong = hashlib.sha256(b"<html>Please log in</html>").hexdigest()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / FILE.name).write_bytes(b"broken")
+    reasons = {
+        good.url: ("checksum mismatch", FILE.sha256, wrong),
+        f"{good.url}/elsewhere": ("HTTP 404 Not Found",),
+        "http://127.0.0.1:9": ("ConnectionError: Connection refused",),
+        str(tmp_path / "broken"): ("checksum mismatch", FILE.sha256),
+        str(tmp_path / "nowhere"): ("No such file or directory",),
+        "ftp://127.0.0.1": ("ftp:// is not supported",),
+    }
+    with pytest.raises(DownloadError) as error:
+        fetch(FILE, list(reasons), tmp_path / "raw" / "images")
+    message = str(error.value)
+    begins = [message.index(f"{mirror}: ") for mirror in reasons]
+    assert begins == sorted(begins)
+    for parts, begin, end in zip(reasons.values(), begins, [*begins[1:], None], strict=True):
+        assert all(part in message[begin:end] for part in parts)
+    assert list((tmp_path / "raw").iterdir()) == []
+
+
+def test_without_mirrors_the_error_says_so(tmp_path: Path) -> None:
+    """If no mirror is listed, the error says so."""
+    with pytest.raises(DownloadError, match="no mirror is listed"):
+        fetch(FILE, [], tmp_path / "images")
+
+
+@pytest.mark.parametrize("over_http", [True, False])
+def test_a_full_disk_is_one_clear_error(
+    good: Mirror, folder_mirror: Path, small_disk: Path, over_http: bool
+) -> None:
+    """A full disk is reported as an error of the disk, not of the mirror, and leaves nothing."""
+    mirror = good.url if over_http else str(folder_mirror)
+    with pytest.raises(OutputError, match=r"images: cannot be written \(No space left"):
+        fetch(FILE, [mirror], small_disk / "images")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_redirect_is_followed(good: Mirror, tmp_path: Path) -> None:
+    """A mirror may redirect to another address: the pinned hash decides what is accepted."""
+    good.content["moved.gz"] = good.content.pop(FILE.name)
+    good.redirects = {FILE.name: f"{good.url}/moved.gz"}
+    fetch(FILE, [good.url], tmp_path / "images")
+    assert (tmp_path / "images").read_bytes() == CONTENT
+
+
+def test_a_compressed_file_is_not_decompressed(mirror: Mirror, tmp_path: Path) -> None:
+    """A file that the mirror labels as gzip-encoded, as some do with .gz, keeps its bytes."""
+    path = write_raw(tmp_path / "files", make_images(120), make_images(60))["train_images"]
+    mirror.content[path.name] = path.read_bytes()
+    mirror.headers = {"Content-Encoding": "x-gzip"}
+    file = RemoteFile(name=path.name, sha256=sha256(path))
+    fetch(file, [mirror.url], tmp_path / "images")
+    assert (tmp_path / "images").read_bytes() == path.read_bytes()
+
+
+def test_a_mirror_that_is_too_slow_is_given_up(
+    good: Mirror, tmp_path: Path, folder_mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror that trickles, and so never times out, is given up for the next one."""
+    monkeypatch.setattr(mirrors, "PATIENCE_S", 0.5)
+    good.faults = ["trickle"]
+    begin = time.monotonic()
+    assert fetch(FILE, [good.url, str(folder_mirror)], tmp_path / "images") == str(folder_mirror)
+    assert (tmp_path / "images").read_bytes() == CONTENT
+    assert time.monotonic() - begin < 10
+
+
+def test_a_small_file_after_a_slow_try_is_not_too_slow(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the try under way decides whether a mirror is too slow, not the failed ones before."""
+    monkeypatch.setattr(mirrors, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(mirrors, "TIMEOUT_S", (1, 0.5))
+    content = b"labels"
+    file = RemoteFile(name="labels.gz", sha256=hashlib.sha256(content).hexdigest())
+    mirror.content[file.name] = content
+    mirror.faults = ["stall"]
+    assert fetch(file, [mirror.url], tmp_path / "labels") == mirror.url
+
+
+def test_mirrors_of_the_environment_are_tried_first(
+    good: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """<DATASET>_MIRRORS lists mirrors, separated by commas, that are tried before the others."""
+    monkeypatch.setenv("MNIST_MIRRORS", " /a, file:///b ,")
+    assert mirrors.mirrors_from_environment("mnist") == ["/a", "file:///b"]
+    monkeypatch.setenv("MNIST_MIRRORS", good.url)
+    fetch_all("mnist", source_of("/nowhere"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(paths.ROLES)
+
+
+def source_of(*listed: str) -> MirrorSource:
+    return MirrorSource.model_validate(
+        {
+            "source": "mirrors",
+            "mirrors": list(listed),
+            "files": dict.fromkeys(paths.ROLES, FILE.model_dump()),
+        }
+    )
+
+
+def test_the_error_tells_the_remedy(tmp_path: Path) -> None:
+    """If no mirror has a file, the error names data set, file and the variable that helps."""
+    with pytest.raises(
+        DownloadError, match=r"^mnist: no mirror supplied images\.gz: /nowhere: .*; set MNIST_MIRR"
+    ):
+        fetch_all("mnist", source_of("/nowhere"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"name": "../images", "sha256": "0" * 64},
+        {"name": "a/b", "sha256": "0" * 64},
+        {"name": "images", "sha256": "0" * 63},
+        {"name": "images", "sha256": "G" * 64},
+    ],
+)
+def test_names_stay_in_their_folder_and_hashes_are_whole(file: dict[str, str]) -> None:
+    """A file's name may not leave the mirror's folder, and its hash must be a whole SHA-256."""
+    with pytest.raises(ValidationError):
+        RemoteFile.model_validate(file)

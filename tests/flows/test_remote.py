@@ -1,0 +1,119 @@
+"""What a run with --pull fetches and makes, in real DVC repositories whose remote is a folder."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.errors import GraphError
+from flows.graph import push_outputs, read_graph
+from flows.single import obtain
+from tests.flows.conftest import Stages, run, stage
+
+MakeRepository = Callable[[Stages], Path]
+
+# The last stage depends on a folder above the outputs of the two before it; one part is in git.
+FOLDER: Stages = {
+    "one": stage("mkdir -p parts && cat input.txt > parts/one", ("input.txt",), "parts/one"),
+    "two": stage("mkdir -p parts/two && cp input.txt parts/two", ("input.txt",), "parts/two"),
+    "sum": stage("cat parts/one parts/two/* > sum", ("parts",), "sum"),
+}
+
+
+@pytest.fixture
+def clone(make_repository: MakeRepository, tmp_path: Path) -> Path:
+    """A fresh clone of a repository whose outputs are all in the remote, and nowhere else."""
+    root = make_repository(FOLDER)
+    for command in (
+        ("dvc", "repro"),
+        ("dvc", "remote", "add", "-d", "store", str(tmp_path / "store")),
+        ("git", "add", "-A"),
+        ("git", "commit", "-qm", "second"),
+    ):
+        assert run(*command, cwd=root).returncode == 0
+    push_outputs(root, read_graph(root))
+    assert run("git", "clone", "-q", str(root), str(tmp_path / "clone"), cwd=root).returncode == 0
+    return tmp_path / "clone"
+
+
+def reasons(root: Path, *, push: bool = False) -> dict[str, tuple[str, ...]]:
+    nodes = read_graph(root, pull=True, push=push)
+    return {node.name: node.reasons(allow_missing=True) for node in nodes}
+
+
+def test_nothing_is_needed_where_nothing_changed(clone: Path) -> None:
+    """In a fresh clone no stage has a reason to run, a folder above other outputs included."""
+    assert reasons(clone) == reasons(clone, push=True) == {"one": (), "two": (), "sum": ()}
+    assert not obtain(clone, "sum", anyway=False)
+    assert not (clone / "parts/one").exists()
+
+
+def test_inputs_are_fetched_file_by_file(clone: Path) -> None:
+    """A stage that runs gets every output below its folder, and no other one."""
+    assert obtain(clone, "sum", anyway=True)
+    assert (clone / "parts/one").read_text() == (clone / "parts/two/input.txt").read_text()
+    assert not (clone / "sum").exists()
+
+
+def test_a_changed_part_is_seen(clone: Path) -> None:
+    """Where one part of the folder is another one, the folder counts as changed."""
+    (clone / "parts/one").write_text("other\n")
+    assert reasons(clone)["sum"] == ("modified parts",)
+
+
+def test_what_is_nowhere_is_made_by_its_producer(clone: Path, tmp_path: Path) -> None:
+    """An object that the remote lost makes its stage run, if somebody needs it."""
+    objects = [path for path in (tmp_path / "store/files").rglob("*") if path.is_file()]
+    lost = next(path for path in objects if path.read_text() == "input\ninput\n")
+    lost.unlink()
+    assert reasons(clone)["sum"] == ()
+    assert reasons(clone, push=True) == {
+        "one": (), "two": (), "sum": ("sum is neither in the cache nor in the remote",),
+    }  # fmt: skip
+
+
+def test_what_was_never_made_is_not_missing(clone: Path) -> None:
+    """A stage without an entry in dvc.lock runs, though its output is not here either."""
+    (clone / "dvc.lock").unlink()
+    assert all(reasons(clone).values())
+
+
+def test_data_that_nobody_makes_is_named(clone: Path, tmp_path: Path) -> None:
+    """Data added by `dvc add` and pushed nowhere is an error that names it."""
+    (clone / "data.txt").write_text("data\n")
+    run("dvc", "add", "data.txt", cwd=clone)
+    with open(clone / "dvc.yaml", "a") as file:
+        file.write("  use:\n    cmd: cp data.txt used\n    deps: [data.txt]\n    outs: [used]\n")
+    (clone / "data.txt").unlink()
+    shutil.rmtree(clone / ".dvc/cache")
+    with pytest.raises(GraphError, match=r"data\.txt: is neither here.*no stage makes it"):
+        read_graph(clone, pull=True)
+
+
+def test_a_remote_that_does_not_answer_is_named(clone: Path, tmp_path: Path) -> None:
+    """A remote whose every access is an error ends the plan in one line."""
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "store").symlink_to("store")
+    with pytest.raises(GraphError, match="remote 'store' does not answer") as error:
+        read_graph(clone, pull=True, push=True)
+    assert "\n" not in str(error.value)
+
+
+def test_an_earlier_run_is_restored_elsewhere(clone: Path) -> None:
+    """The run-cache entry of the stage alone is fetched, and `dvc repro` restores it."""
+    (clone / "dvc.lock").unlink()
+    assert obtain(clone, "two", anyway=False)
+    assert len(list((clone / ".dvc/cache/runs").glob("*/*/*"))) == 1
+    assert "is cached - skipping run" in run("dvc", "repro", "-s", "two", cwd=clone).stdout
+
+
+def test_a_collected_file_of_a_folder_is_pushed_again(clone: Path, tmp_path: Path) -> None:
+    """A remote that has a folder's list but lacks one of its files gets that file."""
+    assert run("dvc", "pull", cwd=clone).returncode == 0
+    objects = [path for path in (tmp_path / "store/files").rglob("*") if path.is_file()]
+    for path in objects:
+        if path.suffix != ".dir":
+            path.unlink()
+    push_outputs(clone, read_graph(clone))
+    assert all(path.exists() for path in objects)
