@@ -138,7 +138,7 @@ def why_unpaired(
     if first is None or second is None:
         pairs = zip(names, (first, second), strict=True)
         lacking = [name for name, table in pairs if table is None]
-        return f"no predictions of {' and '.join(lacking)} in DVC's cache or remote"
+        return f"no predictions of {' and '.join(lacking)} in git, DVC's cache or remote"
     images = [each.test_images for each in (first, second)]
     if images[0] != images[1]:
         return f"{names[0]} has {images[0]:,} test images, {names[1]} has {images[1]:,}"

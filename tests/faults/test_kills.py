@@ -74,7 +74,7 @@ def test_a_stage_that_is_killed_leaves_the_same_bytes_when_run_again(
 def test_a_reproduction_that_is_killed_goes_on(repository: Path, _: int) -> None:
     """After SIGKILL of `dvc repro` and all its stages, another `dvc repro` leaves the same bytes."""
     expected = results(repository, "download", "preprocess", "train", "evaluate")
-    shutil.rmtree(repository / ".dvc/cache/runs")
+    shutil.rmtree(repository / ".dvc/cache")  # from which DVC would restore what was not finished
     edit_params(
         repository / paths.PARAMS,
         lambda params: params["runtime"].update(checkpoint_every={"steps": 7}),

@@ -87,7 +87,7 @@ def test_without_predictions_the_counts_are_compared(history: Path) -> None:
     shutil.rmtree(history / ".dvc/cache")
     shutil.rmtree(history / "predictions")
     worse = by_variant(history, "old", "regression")["net", "regression"]
-    assert worse.unpaired_because == "no predictions of old in DVC's cache or remote"
+    assert worse.unpaired_because == "no predictions of old in git, DVC's cache or remote"
     assert (worse.verdict, worse.fixed, worse.broken) == ("worse", [], [])
 
 
