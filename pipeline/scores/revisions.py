@@ -28,7 +28,6 @@ WORKSPACE = "workspace"
 LOCK = Path("dvc.lock")
 MD5 = re.compile(r"[0-9a-f]{32}")
 EVALUATION = re.compile(r"evaluate@(?P<dataset>[a-z0-9_]+)-(?P<variant>[a-z0-9_]+)")
-CONFLICT = "<<<<<<< "
 
 Key = tuple[str, str]  # data set, variant
 
@@ -90,7 +89,6 @@ class Revisions:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.tables: dict[str, Predictions | None] = {}
         if not (root / ".dvc").is_dir():
             raise DataError(f"{root}: is not a DVC repository; run from the project's root")
 

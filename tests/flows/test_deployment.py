@@ -47,7 +47,7 @@ def small(params: Any) -> None:
     """Run two small variants on the digits."""
     params["run"] = {"datasets": ["digits"], "variants": ["lenet5", "small"]}
     params["datasets"]["digits"]["train"] = {"samples": 640, "epochs": 1}
-    params["footprint"]["chunk_sizes"] = [1, 32]
+    params["profile"].update(chunk_sizes=[1, 32], training_steps=2)
     params["variants"]["small"] = small_variant()
 
 
@@ -130,7 +130,7 @@ def make_project(folder: Path, cron: str) -> Project:
     folder.mkdir(parents=True, exist_ok=True)
     root = make_repository(folder / "project", small)
     shutil.copytree(ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Makefile", "requirements.txt", "dvc.lock"):
+    for name in ("Makefile", "pyproject.toml", "prefect.toml", "dvc.lock"):
         shutil.copy(ROOT / name, root)
     yaml = YAML()
     deployments = yaml.load((ROOT / "prefect.yaml").read_text())
@@ -158,7 +158,7 @@ def make_project(folder: Path, cron: str) -> Project:
 
 def deploy(project: Project, server: Server) -> None:
     """Run `make deploy`, with the packages that are there."""
-    done = run("make", "-o", ".venv/.run-ready", "deploy", cwd=project.root, **server.leads_there)
+    done = run("make", "-o", "setup", "deploy", cwd=project.root, **server.leads_there)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -283,7 +283,7 @@ class TestOnSQLite(FirstNights):
     def test_a_change_of_the_report_trains_nothing(self, deployed: Deployed) -> None:
         """Only the report is made, from what it needs of the remote."""
         deployed.project.edit(
-            "fewer mistakes", lambda params: params["report"].update(surest_mistakes=3)
+            "fewer mistakes", lambda params: params["report"].update(mistakes_shown=3)
         )
         message, stages = deployed.night()
         assert "; commit " in message
@@ -310,7 +310,7 @@ class TestOnSQLite(FirstNights):
 
     def test_a_change_of_a_module_runs_what_imports_it(self, deployed: Deployed) -> None:
         """What a new line in the metrics' code leads to is evaluation and report."""
-        with open(deployed.project.root / "pipeline/metrics.py", "a") as file:
+        with open(deployed.project.root / "pipeline/scores/metrics.py", "a") as file:
             file.write("# A new line.\n")
         deployed.project.change("metrics")
         message, stages = deployed.night()
@@ -336,7 +336,7 @@ class TestOnSQLite(FirstNights):
         assert "; commit " in message
         assert {name for name, state in stages.items() if state == "Cached"} == {
             "download@digits", "preprocess@digits",
-            "train@digits-small", "evaluate@digits-small", "footprint@digits-small",
+            "train@digits-small", "evaluate@digits-small", "profile@digits-small",
         }  # fmt: skip
         deployed.project.require_shared()
 
