@@ -303,7 +303,7 @@ class TestOnSQLite(FirstNights):
         deployed.project.require_shared()
         assert run("git", "pull", "-q", cwd=deployed.project.root).returncode == 0
         changed = run("dvc", "metrics", "diff", "HEAD~1", cwd=deployed.project.root).stdout
-        assert "small.json" in changed
+        assert "small/metrics.json" in changed
         compare = (sys.executable, "-m", "pipeline.compare", "HEAD~1", "HEAD")
         compared = run(*compare, cwd=deployed.project.root).stdout
         assert "variants.small.learning_rate: 0.01 → 0.001" in compared
