@@ -12,10 +12,20 @@ FlowError
 └── RunFailed       a stage of the run failed
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 def one_line(error: BaseException) -> str:
     """Return an error's message on one line, or its kind if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint for an unknown `name`: the nearest known one, or all of them."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}"
 
 
 class FlowError(Exception):

@@ -1,15 +1,14 @@
 """Set single values of params.yaml; every other byte stays unchanged, comments included."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from flows.errors import ParamsError, one_line
+from flows.errors import ParamsError, nearest, one_line
 from flows.settings import check_params
 
 PARAMS_FILE = "params.yaml"
@@ -91,7 +90,7 @@ def _assign(text: str, assignment: str) -> str:
         children = _children(node)
         if name not in children:
             where = f"{PARAMS_FILE}: {place.strip('.') or 'the top'}"
-            remedy = _nearest(name, children) if children else "it is a single value"
+            remedy = nearest(name, children) if children else "it is a single value"
             raise ParamsError(f"--set {assignment}: {where}: there is no {name!r}; {remedy}")
         node = children[name]
         place += f".{name}"
@@ -100,11 +99,6 @@ def _assign(text: str, assignment: str) -> str:
 
 def _load(text: str) -> object:
     return YAML(typ="safe").load(text)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, known := sorted(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}"
 
 
 def _children(node: Node) -> dict[str, Node]:

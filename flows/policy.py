@@ -1,6 +1,5 @@
 """How a stage is run: retries, time limit, GPUs, memory; declared as `meta` in dvc.yaml."""
 
-from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import (
@@ -13,7 +12,7 @@ from pydantic import (
     ValidationError,
 )
 
-from flows.errors import PolicyError
+from flows.errors import PolicyError, nearest
 
 NETWORK_RETRIES = 3
 
@@ -61,9 +60,7 @@ def read_policy(stage: str, meta: Any, touches_network: bool) -> Policy:
         place = ".".join(["meta", *map(str, first["loc"])])
         if first["type"] == "extra_forbidden":
             key = str(first["loc"][0])
-            close = get_close_matches(key, Policy.model_fields, n=1, cutoff=0.5)
-            known = ", ".join(Policy.model_fields)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are: {known}"
+            hint = nearest(key, Policy.model_fields)
             raise PolicyError(f"dvc.yaml: {stage}: meta: unknown key {key!r}; {hint}") from None
         raise PolicyError(
             f"dvc.yaml: {stage}: {place}: {first['msg']}, received {first['input']!r}"
