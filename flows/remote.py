@@ -236,10 +236,14 @@ def push_files(repo: "Repo", outs: Iterable["Output"]) -> None:
     ``dvc push`` assumes that a remote which has the list of a folder's files has the files as well,
     so it would never send one again that was collected there.
     """
+    files: dict[str, tuple[Any, set[Any]]] = {}  # by the store's place
     for out in outs:
         tree = _list_of(out) if out.hash_info.isdir else None
         remote = remote_of(out) if tree else None
         if tree and remote is not None:
-            with closing(get_index(remote)) as index:  # DVC's notes on what the remote has
-                index.clear()
-            repo.cloud.push([hash_info for _, _, hash_info in tree], odb=remote)
+            _, wanted = files.setdefault(remote.path, (remote, set()))
+            wanted.update(hash_info for _, _, hash_info in tree)
+    for remote, wanted in files.values():
+        with closing(get_index(remote)) as index:  # DVC's notes on what the remote has
+            index.clear()
+        repo.cloud.push(wanted, odb=remote)
