@@ -18,16 +18,16 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what running needs into .venv
-	@$(PYTHON) scripts/setup_venv.py $(VENV) requirements.txt
+	@$(PYTHON) scripts/setup_venv.py $(VENV) requirements.txt flows
 
 setup-dev: ## install what tests and checks need as well
-	@$(PYTHON) scripts/setup_venv.py $(VENV) requirements-dev.txt
+	@$(PYTHON) scripts/setup_venv.py $(VENV) requirements-dev.txt flows
 
 run: setup ## train and evaluate every variant on the small data set; FLAGS="--jobs 4 …"
-	$(BIN)/python -m flows.reproduce report@digits $(FLAGS)
+	$(BIN)/dvc-flow report@digits $(FLAGS)
 
 repro: setup ## the same on every data set of params.yaml, MNIST included; takes FLAGS too
-	$(BIN)/python -m flows.reproduce $(FLAGS)
+	$(BIN)/dvc-flow $(FLAGS)
 
 compare: setup ## what changed since the last commit, and whether it is better; REVS="REV REV …"
 	$(BIN)/python -m pipeline.compare $(REVS) $(FLAGS)
@@ -37,7 +37,7 @@ unchanged: setup ## check that models, curves and predictions are those of the l
 	@$(BIN)/python -m scripts.unchanged
 
 verify: setup ## look for damaged files in DVC's cache, and remove them
-	$(BIN)/python -m flows.verify
+	$(BIN)/dvc-flow verify
 
 readme: setup ## write the README's table of results
 	$(BIN)/python -m scripts.readme
@@ -46,7 +46,7 @@ server: setup ## start Prefect's server and its page, on this machine only
 	$(BIN)/python -m prefect server start --host 127.0.0.1
 
 deploy: setup ## register the deployments, their schedule and the automations with the server
-	$(BIN)/python -m flows.automations
+	$(BIN)/dvc-flow automations
 	$(BIN)/python -m prefect --no-prompt work-pool create --type process --overwrite alexnet-mnist
 	$(BIN)/python -m prefect --no-prompt deploy --all
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.machine import spread
 from benchmarks.processes import ROOT, run, stage_command
-from flows.params import set_params
+from dvc_flow.params import set_params
 
 STAGES = ("download", "preprocess", "train", "evaluate", "profile", "report", "compare")
 DATASET, VARIANT = "digits", "lenet5"
@@ -46,7 +46,7 @@ def orchestration(rounds: int) -> dict[str, Any]:
     ways = {
         "bare stages": [stage_command(*names) for names in BARE],
         "dvc repro": [["dvc", "repro", "-q", f"report@{DATASET}"]],
-        "flow": [[sys.executable, "-m", "flows.reproduce", f"report@{DATASET}"]],
+        "flow": [["dvc-flow", f"report@{DATASET}"]],
     }
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
@@ -65,7 +65,8 @@ def _fresh_project(folder: Path) -> Path:
     project = folder / "project"
     clone = ["git", "clone", "-q", str(ROOT), str(project)]
     subprocess.run(clone, check=True)  # noqa: S603 - fixed command
-    set_params(project, [f"run.datasets=[{DATASET}]", f"run.variants=[{VARIANT}]"])
+    wanted = [f"run.datasets=[{DATASET}]", f"run.variants=[{VARIANT}]"]
+    set_params(project, wanted, None, {})
     (project / "dvc.lock").unlink()
     for results in ("results", "reports"):
         shutil.rmtree(project / results)

@@ -1,9 +1,9 @@
 """Create or update a virtual environment from a lock file; called by the Makefile.
 
-``setup_venv.py FOLDER LOCK`` first checks what an installation needs, so that it fails at once and
-in one line. It rebuilds an environment that is broken or of another Python, and does nothing if the
-environment already has what the lock file lists. It runs on any Python 3.7 or later, in order to
-say which ones are supported.
+``setup_venv.py FOLDER LOCK [PACKAGE …]`` first checks what an installation needs, so that it fails
+at once and in one line. It rebuilds an environment that is broken or of another Python, and does
+nothing if the environment already has what the lock file lists. It runs on any Python 3.7 or later,
+in order to say which ones are supported.
 """
 
 import hashlib
@@ -60,8 +60,8 @@ def version_of(python: Path) -> "Optional[str]":  # noqa: UP045
     return done.stdout.decode().strip() if done.returncode == 0 else None
 
 
-def install(folder: Path, lock: Path) -> int:
-    """Bring the environment up to date with the lock file; return an exit code."""
+def install(folder: Path, lock: Path, *packages: Path) -> int:
+    """Install what a lock file lists, and packages of this repository; return an exit code."""
     reason = problem()
     if reason:
         print(f"error: {reason}", file=sys.stderr)
@@ -75,13 +75,18 @@ def install(folder: Path, lock: Path) -> int:
             print(f"rebuilding {folder}: it is broken, or of another Python", flush=True)
             shutil.rmtree(folder)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
+    files = [lock, *(package / "pyproject.toml" for package in packages)]
+    contents = b"".join(file.read_bytes() for file in files)
+    wanted = hashlib.sha256(contents).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return 0
     print(f"installing {lock} into {folder}: this takes minutes", flush=True)
     # The lock file is complete, and pip's resolver trips over pins of packages with extras.
-    pip = [str(python), "-m", "pip", "install", "-qq", "--no-deps", "--require-hashes"]
-    if subprocess.run([*pip, "-r", str(lock)]).returncode:
+    pip = [str(python), "-m", "pip", "install", "-qq", "--no-deps"]
+    commands = [[*pip, "--require-hashes", "-r", str(lock)]]
+    # In place, so that a change takes effect at once; built with what the lock file lists.
+    commands += [[*pip, "--no-build-isolation", "-e", str(package)] for package in packages]
+    if any(subprocess.run(command).returncode for command in commands):
         print(f"error: {lock} could not be installed; pip says why above", file=sys.stderr)
         return 1
     stamp.write_text(wanted)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from flows.errors import ParamsError
-from flows.params import set_params
+from dvc_flow.errors import ParamsError
+from dvc_flow.params import set_params
 from tests.helpers import ROOT, environment, make_repository
 
 FILES = sorted(path for folder in ("pipeline", "flows") for path in (ROOT / folder).rglob("*.py"))
@@ -73,5 +73,5 @@ def test_a_deployments_parameters_cannot_set_a_hostile_name(tmp_path: Path, name
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     table = f'datasets={{"{name}": {{}}}}'
     with pytest.raises(ParamsError, match="a name has lower-case letters"):
-        set_params(tmp_path, [table])
+        set_params(tmp_path, [table], "python -m pipeline.check", environment())
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before

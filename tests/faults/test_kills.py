@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.verify import remove_half_written_lock
+from dvc_flow.verify import remove_half_written_lock
 from pipeline.core import paths
 from tests.faults.conftest import (
     DATASET,

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ TEN_YEARS_S = 10 * 365 * 86400
 
 def flow(root: Path, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "flows.reproduce", *arguments], cwd=root, env=environment(**more),
+        ["dvc-flow", *arguments], cwd=root, env=environment(**more),
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
@@ -104,7 +103,7 @@ def test_a_damaged_object_in_the_cache_is_noticed(repository: Path, how: str) ->
     shutil.rmtree(repository / "models")
     if how == "verify":
         done = subprocess.run(
-            [sys.executable, "-m", "flows.verify"], cwd=repository, env=environment(),
+            ["dvc-flow", "verify"], cwd=repository, env=environment(),
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 1
@@ -112,7 +111,7 @@ def test_a_damaged_object_in_the_cache_is_noticed(repository: Path, how: str) ->
             f"error: models/tiny/{VARIANT}: its copy in DVC's cache was damaged, and is removed"
         ]
         run("dvc", "repro", cwd=repository)
-        assert run(sys.executable, "-m", "flows.verify", cwd=repository).startswith("every cached")
+        assert run("dvc-flow", "verify", cwd=repository).startswith("every cached")
     else:
         done = flow(repository, "--jobs", "1")
         assert done.returncode == 0, done.stderr

@@ -1,15 +1,19 @@
 """A real DVC repository of small stages, and a real Prefect server."""
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from dvc_flow.engine import Engine
+from dvc_flow.repository import Node, Repository, Selection
 from tests.flows.services import Server
 from tests.helpers import environment
 
@@ -54,22 +58,44 @@ def dvc_status(root: Path) -> str:
 CLEAN = "Data and pipelines are up to date."
 
 
+def plan(root: Path, *targets: str, **how: bool) -> list[Node]:
+    """Plan as the flow does in a repository's root."""
+    with chdir(root):
+        return Repository().plan(Selection(targets), **how)
+
+
+@contextmanager
+def engine(root: Path, *targets: str, **how: Any) -> Iterator[tuple[Engine, dict[str, Node]]]:
+    """Enter a repository, and yield an engine with the nodes of a plan by their names."""
+    of_plan = {name: how.pop(name) for name in ("push",) if name in how}
+    with chdir(root):
+        repository = Repository()
+        nodes = repository.plan(Selection(targets), pull=how.get("pull", False), **of_plan)
+        how.setdefault("environment", environment())
+        yield Engine(repository, nodes, **how), {node.name: node for node in nodes}
+
+
+@pytest.fixture(scope="session")
+def empty_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC repository without stages."""
+    root = tmp_path_factory.mktemp("empty") / "repository"
+    root.mkdir()
+    (root / "input.txt").write_text("input\n")
+    commands = (("git", "init", "-q"), ("dvc", "init", "-q"))
+    for command in (*commands, ("dvc", "config", "core.analytics", "false")):
+        done = run(*command, cwd=root)
+        assert done.returncode == 0, done.stderr
+    return root
+
+
 @pytest.fixture
-def make_repository(tmp_path: Path) -> Callable[[Stages], Path]:
+def make_repository(empty_repository: Path, tmp_path: Path) -> Callable[[Stages], Path]:
     """Return a function that makes a DVC repository with some stages."""
 
     def make(stages: Stages) -> Path:
-        root = tmp_path / "repository"
-        root.mkdir()
-        (root / "input.txt").write_text("input\n")
+        root = Path(shutil.copytree(empty_repository, tmp_path / "repository", symlinks=True))
         write_stages(root, stages)
-        for command in (
-            ("git", "init", "-q"),
-            ("dvc", "init", "-q"),
-            ("dvc", "config", "core.analytics", "false"),
-            ("git", "add", "-A"),
-            ("git", "commit", "-qm", "first"),
-        ):
+        for command in (("git", "add", "-A"), ("git", "commit", "-qm", "first")):
             done = run(*command, cwd=root)
             assert done.returncode == 0, done.stderr
         return root

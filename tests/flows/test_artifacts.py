@@ -1,11 +1,10 @@
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from flows.artifacts import key
+from dvc_flow.artifacts import key
 from tests.flows.conftest import Stages, run, stage
 from tests.flows.services import Server
 
@@ -37,7 +36,7 @@ def test_a_run_leaves_its_output_progress_metrics_and_report(
     (root / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     for command in (("git", "add", "-A"), ("git", "commit", "-qm", "an older size")):
         assert run(*command, cwd=root).returncode == 0
-    done = run(sys.executable, "-m", "flows.reproduce", cwd=root, **prefect.leads_there)
+    done = run("dvc-flow", cwd=root, **prefect.leads_there)
     assert done.returncode == 0, done.stderr
     run_id = prefect.runs(state={"name": {"any_": ["Completed"]}})[0]["id"]
     of_this_run = {"flow_runs": {"id": {"any_": [run_id]}}}

@@ -1,5 +1,4 @@
 import asyncio
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -9,8 +8,8 @@ from prefect.events.actions import CancelFlowRun, ChangeFlowRunState
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from ruamel.yaml import YAML
 
-from flows.automations import AUTOMATIONS, HEARTBEATS_MISSED_AFTER, apply
-from tests.flows.conftest import run
+from dvc_flow.automations import AUTOMATIONS, HEARTBEATS_MISSED_AFTER, apply
+from dvc_flow.cli import SETTINGS
 from tests.flows.services import Server, wait_until
 from tests.helpers import ROOT
 
@@ -27,12 +26,8 @@ def test_every_deployment_sends_heartbeats_often_enough() -> None:
 
 def test_a_run_from_a_terminal_does_too() -> None:
     """A run without a deployment is not taken for dead while it lives."""
-    code = (
-        "import flows.reproduce, prefect.settings as s;"
-        "print(s.get_current_settings().flows.heartbeat_frequency)"
-    )
-    done = run(sys.executable, "-c", code, cwd=ROOT)
-    assert int(done.stdout) * 3 <= HEARTBEATS_MISSED_AFTER.total_seconds()
+    interval = int(SETTINGS["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert interval * 3 <= HEARTBEATS_MISSED_AFTER.total_seconds()
 
 
 def test_only_runs_of_this_flow_are_touched() -> None:
@@ -52,11 +47,11 @@ def test_a_dead_run_crashes_and_a_late_one_is_cancelled() -> None:
 
 def test_deployments_are_of_the_flow_with_parameters_that_it_has() -> None:
     """prefect.yaml names the flow's entrypoint, its parameters, a schedule and a limit."""
-    from flows.reproduce import reproduce
+    from dvc_flow.flow import reproduce
 
     known = set(reproduce.parameters.properties)
     for deployment in PREFECT["deployments"]:
-        assert deployment["entrypoint"] == "flows/reproduce.py:reproduce"
+        assert deployment["entrypoint"] == "dvc_flow.flow.reproduce"
         assert set(deployment["parameters"]) <= known
         assert deployment["concurrency_limit"]["limit"] == 1
     nightly = next(each for each in PREFECT["deployments"] if each["name"] == "nightly")

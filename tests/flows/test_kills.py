@@ -6,7 +6,6 @@ KILLS says how often each is killed (`make soak` sets 20), FAN_OUTS how often th
 import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,12 +38,12 @@ def napping() -> Stages:
     """Return a fan-out whose stages take a second, each of which wants the one GPU."""
     stages = fan_out(WIDTH, "sleep 1")
     for name in stages:
-        stages[name]["meta"] = {"gpus": 1, "memory_gb": 1}
+        stages[name]["meta"] = {"dvc-flow": {"gpus": 1, "memory_gb": 1}}
     return stages
 
 
 def flow_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "flows.reproduce", "--jobs", "4", *arguments]
+    return ["dvc-flow", "--jobs", "4", *arguments]
 
 
 def start_flow(root: Path, leads_there: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -67,10 +66,10 @@ def the_next_run_completes(root: Path, leads_there: dict[str, str]) -> None:
     done = run(*flow_command(), cwd=root, **leads_there, **GPU)
     assert done.returncode == 0, done.stdout + done.stderr
     assert dvc_status(root) == CLEAN
-    ours = lock.read_bytes()
+    ours = YAML(typ="safe").load(lock.read_text())
     lock.unlink()
     assert run("dvc", "repro", cwd=root).returncode == 0
-    assert lock.read_bytes() == ours
+    assert YAML(typ="safe").load(lock.read_text()) == ours
 
 
 @pytest.mark.parametrize("_", range(KILLS))
@@ -87,7 +86,7 @@ def test_a_killed_flow(_: int, make_repository: MakeRepository, server: dict[str
 
 @pytest.mark.parametrize("_", range(KILLS))
 def test_a_killed_stage(_: int, make_repository: MakeRepository, server: dict[str, str]) -> None:
-    """SIGKILL of a stage's supervisor, of its DVC, or of its command."""
+    """SIGKILL of a stage's command, or of the run's warden."""
     root = make_repository(napping())
     flow = start_flow(root, server)
     wait_until(lambda: psutil.Process(flow.pid).children(recursive=True), 60, "a stage", 0.05)
@@ -151,7 +150,7 @@ def test_a_killed_worker(_: int, deployed: Project, mortal_server: Server) -> No
 def test_a_wide_fan_out(_: int, make_repository: MakeRepository, server: dict[str, str]) -> None:
     """Sixteen stages at once: no lock error, and a complete lock file."""
     root = make_repository(fan_out(16))
-    done = run(sys.executable, "-m", "flows.reproduce", "--jobs", "16", cwd=root, **server)
+    done = run("dvc-flow", "--jobs", "16", cwd=root, **server)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "18 stages: 18 completed" in done.stdout
     assert len(YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"]) == 18

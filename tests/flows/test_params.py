@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from flows.errors import ParamsError
-from flows.params import changed_params, set_params
+from dvc_flow.errors import ParamsError
+from dvc_flow.params import changed_params, set_params
 from tests.helpers import ROOT
 
 TEXT = """\
@@ -40,7 +40,7 @@ def test_one_value_changes_and_nothing_else(
     params: Path, assignment: str, old: str, new: str
 ) -> None:
     """The value is replaced; comments, blank lines and layout stay."""
-    set_params(params.parent, [assignment])
+    set_params(params.parent, [assignment], None, {})
     changed = params.read_text()
     assert changed == TEXT.replace(old, new)
     assert YAML(typ="safe").load(changed) != YAML(typ="safe").load(TEXT)
@@ -50,7 +50,7 @@ def test_the_projects_own_params_keep_every_line(tmp_path: Path) -> None:
     """In the real params.yaml, one line differs."""
     text = (ROOT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text)
-    set_params(tmp_path, ["variants.lenet5.learning_rate=0.002", "run.datasets=[digits]"])
+    set_params(tmp_path, ["variants.lenet5.learning_rate=0.002", "run.datasets=[digits]"], None, {})
     lines = zip(text.splitlines(), (tmp_path / "params.yaml").read_text().splitlines(), strict=True)
     assert [new.strip() for old, new in lines if old != new] == [
         "datasets: [digits]",
@@ -74,24 +74,24 @@ def test_the_projects_own_params_keep_every_line(tmp_path: Path) -> None:
 def test_what_cannot_be_set_is_refused(params: Path, assignment: str, message: str) -> None:
     """An unknown key, or no value, is refused with the remedy, and nothing is written."""
     with pytest.raises(ParamsError, match=message):
-        set_params(params.parent, ["train.seed=5", assignment])
+        set_params(params.parent, ["train.seed=5", assignment], None, {})
     assert params.read_text() == TEXT
 
 
 def test_a_file_that_is_missing_or_broken_is_one_line(tmp_path: Path) -> None:
     """Without a readable params.yaml nothing can be set."""
     with pytest.raises(ParamsError, match="cannot be read"):
-        set_params(tmp_path, ["a=1"])
+        set_params(tmp_path, ["a=1"], None, {})
     for broken in ("a: [", "a: &x 1\nb: &x 2"):
         (tmp_path / "params.yaml").write_text(broken)
         with pytest.raises(ParamsError, match="cannot be read") as error:
-            set_params(tmp_path, ["a=1"])
+            set_params(tmp_path, ["a=1"], None, {})
         assert "\n" not in str(error.value)
 
 
 def test_a_change_can_be_for_a_while(params: Path) -> None:
     """Afterwards the file has its bytes again, whatever happened."""
-    with pytest.raises(RuntimeError), changed_params(params.parent, ["train.seed=1"]):
+    with pytest.raises(RuntimeError), changed_params(params.parent, ["train.seed=1"], None, {}):
         assert "seed: 1" in params.read_text()
         raise RuntimeError
     assert params.read_text() == TEXT

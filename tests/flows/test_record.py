@@ -1,25 +1,34 @@
-import subprocess
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.errors import FlowError, GraphError, RecordError
-from flows.graph import push_outputs, read_graph
-from flows.record import (
+from dvc_flow.errors import FlowError, RecordError
+from dvc_flow.record import (
     branch,
     push_commit,
     push_experiment,
     record_commit,
     record_experiment,
     record_result,
-    require_recordable,
     require_unchanged,
 )
-from tests.flows.conftest import Stages, dvc_status, fan_out, run, stage
+from dvc_flow.record import (
+    require_recordable as require_of,
+)
+from dvc_flow.remote import push_outputs
+from dvc_flow.repository import Repository
+from tests.flows.conftest import Stages, dvc_status, fan_out, plan, run, stage
 from tests.helpers import environment
 
 MakeRepository = Callable[[Stages], Path]
+
+
+def require_recordable(root: Path, *arguments: Any, **more: Any) -> None:
+    with chdir(root):
+        require_of(Repository(), *arguments, **more)
 
 
 def git(root: Path, *command: str) -> str:
@@ -65,7 +74,7 @@ def test_a_commit_holds_what_the_run_wrote_and_nothing_else(
     """The lock file and what git keeps of the outputs are committed; a stray file is not."""
     root = reproduced(make_repository)
     (root / "stray.txt").write_text("mine\n")
-    nodes = read_graph(root)
+    nodes = plan(root)
     commit = record_commit(root, nodes, "Reproduce")
     assert commit is not None
     assert set(git(root, "show", "--name-only", "--format=", "HEAD").split()) == {
@@ -79,7 +88,7 @@ def test_an_experiment_holds_the_workspace(make_repository: MakeRepository) -> N
     """An experiment is saved under its name, and does not touch branch or workspace."""
     root = reproduced(make_repository)
     before = git(root, "rev-parse", "HEAD")
-    assert record_experiment(root, read_graph(root), "first-try", "Reproduce") == "first-try"
+    assert record_experiment(root, plan(root), "first-try", "Reproduce") == "first-try"
     assert "first-try" in run("dvc", "exp", "list", cwd=root).stdout
     assert git(root, "rev-parse", "HEAD") == before
     assert (root / "m.json").exists()
@@ -94,7 +103,7 @@ def test_an_experiment_does_not_pretend_that_other_stages_were_run(
     git(root, "commit", "--quiet", "--message", "reproduced")
     (root / "input.txt").write_text("other\n")
     assert run("dvc", "repro", "source", cwd=root).returncode == 0
-    assert record_experiment(root, read_graph(root, ["source"]), "part", "Reproduce") == "part"
+    assert record_experiment(root, plan(root, "source"), "part", "Reproduce") == "part"
     assert "leaf0" in dvc_status(root)
 
 
@@ -103,7 +112,7 @@ def test_what_was_edited_meanwhile_is_not_recorded(make_repository: MakeReposito
     root = reproduced(make_repository)
     (root / "input.txt").write_text("other\n")
     with pytest.raises(RecordError, match="source changed during .*modified input.txt"):
-        require_unchanged(read_graph(root))
+        require_unchanged(plan(root))
 
 
 def test_results_are_shared_with_their_remotes(
@@ -112,8 +121,9 @@ def test_results_are_shared_with_their_remotes(
     """Commit, experiment and data go to the remotes; a clone has them, and restores every stage."""
     root = reproduced(make_repository)
     origin = with_remotes(root, tmp_path)
-    nodes = read_graph(root)
-    push_outputs(root, nodes)
+    nodes = plan(root)
+    with chdir(root):
+        push_outputs(Repository(), nodes)
     assert record_experiment(root, nodes, "shared", "Reproduce") == "shared"
     push_experiment(root, "shared")
     clone = tmp_path / "clone"
@@ -140,14 +150,14 @@ def test_a_branch_that_moved_on_is_not_overwritten(
     git(root, "clone", "--quiet", str(origin), str(clone))
     git(clone, "commit", "--quiet", "--allow-empty", "--message", "somebody's")
     git(clone, "push", "--quiet")
-    record_commit(root, read_graph(root), "Reproduce")
+    record_commit(root, plan(root), "Reproduce")
     with pytest.raises(RecordError, match="git push: .*rejected") as error:
         push_commit(root)
     assert "\n" not in str(error.value)
     assert "git pull --rebase, and run again" in str(error.value)
     assert git(origin, "log", "-1", "--format=%s", branch(root)) == "somebody's"
     git(root, "pull", "--quiet", "--rebase")
-    told = record_result(root, read_graph(root), "commit", title="Again", name="x", push=True)
+    told = record_result(root, plan(root), "commit", title="Again", name="x", push=True)
     assert told == "nothing new to commit"
     assert git(origin, "log", "-1", "--format=%s", branch(root)) == "Reproduce"
 
@@ -174,7 +184,7 @@ def nobody(root: Path) -> None:
     [
         (dirty, False, "1 uncommitted change, such as input.txt; commit or stash"),
         (detached, False, "HEAD is detached, .*check out a branch"),
-        (lambda root: None, True, "no default remote; .*dvc remote add --default"),
+        (lambda root: None, True, "DVC has no remote; .*dvc remote add --default"),
         (no_git_remote, True, "no git remote 'origin' .*git remote add origin"),
         (nobody, False, "git does not know who commits"),
     ],
@@ -212,12 +222,13 @@ def test_an_experiment_takes_a_dirty_or_detached_checkout(
 
 def test_pulling_needs_a_remote_too(make_repository: MakeRepository) -> None:
     """--pull without a remote is refused."""
-    with pytest.raises(GraphError, match="no default remote"):
+    with pytest.raises(RecordError, match="DVC has no remote"):
         require_recordable(make_repository(fan_out(1)), None, pull=True)
 
 
 def test_a_repository_without_a_commit_is_refused(tmp_path: Path) -> None:
     """There is nothing to record a result on."""
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    for command in (("git", "init", "-q"), ("dvc", "init", "-q")):
+        assert run(*command, cwd=tmp_path).returncode == 0
     with pytest.raises(RecordError, match="no git commit"):
         require_recordable(tmp_path, "experiment")

@@ -2,14 +2,16 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
-from flows.errors import GraphError
-from flows.graph import push_outputs, read_graph
-from flows.single import obtain
-from tests.flows.conftest import Stages, run, stage
+from dvc_flow.engine import Outcome
+from dvc_flow.errors import GraphError
+from dvc_flow.remote import push_outputs
+from dvc_flow.repository import Repository
+from tests.flows.conftest import Stages, engine, plan, run, stage
 
 MakeRepository = Callable[[Stages], Path]
 
@@ -32,28 +34,39 @@ def clone(make_repository: MakeRepository, tmp_path: Path) -> Path:
         ("git", "commit", "-qm", "second"),
     ):
         assert run(*command, cwd=root).returncode == 0
-    push_outputs(root, read_graph(root))
+    push(root)
     assert run("git", "clone", "-q", str(root), str(tmp_path / "clone"), cwd=root).returncode == 0
     return tmp_path / "clone"
 
 
+def push(root: Path) -> None:
+    nodes = plan(root)
+    with chdir(root):
+        push_outputs(Repository(), nodes)
+
+
+def reproduce(root: Path, name: str, *, force: bool = False) -> Outcome:
+    with engine(root, pull=True, allow_missing=True) as (reproducer, nodes):
+        return reproducer.run(nodes[name], force=force)
+
+
 def reasons(root: Path, *, push: bool = False) -> dict[str, tuple[str, ...]]:
-    nodes = read_graph(root, pull=True, push=push)
+    nodes = plan(root, pull=True, push=push)
     return {node.name: node.reasons(allow_missing=True) for node in nodes}
 
 
 def test_nothing_is_needed_where_nothing_changed(clone: Path) -> None:
     """In a fresh clone no stage has a reason to run, a folder above other outputs included."""
     assert reasons(clone) == reasons(clone, push=True) == {"one": (), "two": (), "sum": ()}
-    assert not obtain(clone, "sum", anyway=False)
+    assert reproduce(clone, "sum") is Outcome.CACHED
     assert not (clone / "parts/one").exists()
 
 
 def test_inputs_are_fetched_file_by_file(clone: Path) -> None:
     """A stage that runs gets every output below its folder, and no other one."""
-    assert obtain(clone, "sum", anyway=True)
+    assert reproduce(clone, "sum", force=True) is Outcome.RAN
     assert (clone / "parts/one").read_text() == (clone / "parts/two/input.txt").read_text()
-    assert not (clone / "sum").exists()
+    assert (clone / "sum").read_text() == "input\ninput\n"
 
 
 def test_a_changed_part_is_seen(clone: Path) -> None:
@@ -88,7 +101,7 @@ def test_data_that_nobody_makes_is_named(clone: Path, tmp_path: Path) -> None:
     (clone / "data.txt").unlink()
     shutil.rmtree(clone / ".dvc/cache")
     with pytest.raises(GraphError, match=r"data\.txt: is neither here.*no stage makes it"):
-        read_graph(clone, pull=True)
+        plan(clone, pull=True)
 
 
 def test_a_remote_that_does_not_answer_is_named(clone: Path, tmp_path: Path) -> None:
@@ -96,16 +109,15 @@ def test_a_remote_that_does_not_answer_is_named(clone: Path, tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "store").symlink_to("store")
     with pytest.raises(GraphError, match="remote 'store' does not answer") as error:
-        read_graph(clone, pull=True, push=True)
+        plan(clone, pull=True, push=True)
     assert "\n" not in str(error.value)
 
 
 def test_an_earlier_run_is_restored_elsewhere(clone: Path) -> None:
-    """The run-cache entry of the stage alone is fetched, and `dvc repro` restores it."""
+    """The run-cache entry of the stage alone is fetched, and restored."""
     (clone / "dvc.lock").unlink()
-    assert obtain(clone, "two", anyway=False)
+    assert reproduce(clone, "two") is Outcome.RESTORED
     assert len(list((clone / ".dvc/cache/runs").glob("*/*/*"))) == 1
-    assert "is cached - skipping run" in run("dvc", "repro", "-s", "two", cwd=clone).stdout
 
 
 def test_a_collected_file_of_a_folder_is_pushed_again(clone: Path, tmp_path: Path) -> None:
@@ -115,5 +127,5 @@ def test_a_collected_file_of_a_folder_is_pushed_again(clone: Path, tmp_path: Pat
     for path in objects:
         if path.suffix != ".dir":
             path.unlink()
-    push_outputs(clone, read_graph(clone))
+    push(clone)
     assert all(path.exists() for path in objects)

@@ -1,14 +1,14 @@
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from flows import slots
-from flows.errors import StageStopped, WorkspaceBusy
-from flows.slots import Resources, find_gpus, hold_workspace
+from dvc_flow import slots
+from dvc_flow.errors import StageStopped, WorkspaceBusy
+from dvc_flow.slots import Resources, find_gpus, hold_workspace
+from dvc_flow.stop import Stop
 from tests.helpers import ROOT
 
 
@@ -18,22 +18,22 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told() -> threading.Event:
+def told() -> Stop:
     """An event that was set: whoever has to wait gives up."""
-    event = threading.Event()
+    event = Stop()
     event.set()
     return event
 
 
 def test_visible_devices_are_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA_VISIBLE_DEVICES says which GPUs may be used; empty means none."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    monkeypatch.setattr(slots, "CALLERS", {"CUDA_VISIBLE_DEVICES": "0,3"})
     assert find_gpus() == ("0", "3")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(slots, "CALLERS", {"CUDA_VISIBLE_DEVICES": ""})
     assert find_gpus() == ()
 
 
-def test_each_stage_has_a_gpu_of_its_own(told: threading.Event) -> None:
+def test_each_stage_has_a_gpu_of_its_own(told: Stop) -> None:
     """Two stages get two GPUs; a third has to wait until one is free."""
     resources = Resources(gpus=("0", "1"), memory_gb=1)
     with (
@@ -51,15 +51,15 @@ def test_each_stage_has_a_gpu_of_its_own(told: threading.Event) -> None:
         assert len(held) == 2
 
 
-def test_a_stage_that_asks_for_none_sees_none(told: threading.Event) -> None:
-    """Where there are GPUs, a stage that asks for none sees none; without GPUs nothing is set."""
+def test_a_stage_that_asks_for_none_is_left_alone(told: Stop) -> None:
+    """The variable is set for a stage that asks for GPUs, and only where there are some."""
     with Resources(gpus=("0",), memory_gb=1).hold(0, 0, told) as (environment, _):
-        assert environment == {"CUDA_VISIBLE_DEVICES": ""}
+        assert environment == {}
     with Resources(gpus=(), memory_gb=1).hold(1, 0, told) as (environment, held):
         assert (environment, held) == ({}, [])
 
 
-def test_memory_is_not_oversubscribed(told: threading.Event) -> None:
+def test_memory_is_not_oversubscribed(told: Stop) -> None:
     """Stages that ask for more memory than there is wait for each other."""
     resources = Resources(gpus=(), memory_gb=4)
     with resources.hold(0, 3, told):
@@ -75,18 +75,19 @@ def test_memory_is_not_oversubscribed(told: threading.Event) -> None:
 HOLD = """
 import sys, threading, time
 from pathlib import Path
-from flows import slots
+from dvc_flow import slots
+from dvc_flow.stop import Stop
 slots.GPU_LOCKS = Path(sys.argv[1]) / "gpus"
 with (
     slots.hold_workspace(Path(sys.argv[1])),
-    slots.Resources(gpus=("0",), memory_gb=1).hold(1, 0, threading.Event()),
+    slots.Resources(gpus=("0",), memory_gb=1).hold(1, 0, Stop()),
 ):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_slot_dies_with_its_holder(tmp_path: Path, told: threading.Event) -> None:
+def test_a_slot_dies_with_its_holder(tmp_path: Path, told: Stop) -> None:
     """A killed holder leaves neither its GPU nor its workspace behind."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT

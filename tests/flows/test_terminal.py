@@ -1,11 +1,16 @@
 import io
+import re
 
 import pytest
 
-from flows import terminal
-from flows.terminal import Terminal, share_done
+from dvc_flow import terminal
+from dvc_flow.settings import read_settings
+from dvc_flow.terminal import Terminal, last_progress
+from tests.helpers import ROOT
 
-LINE = "train mnist/lenet5: 640/3,124 steps (20%), 212 images/s, 12 s left"
+STAGE = "train mnist/lenet5"
+PROGRESS = re.compile(read_settings(ROOT).progress)
+LINE = f"{STAGE}: 640/3,124 steps (20%), 212 images/s, 12 s left"
 
 
 class FakeTerminal(io.StringIO):
@@ -15,23 +20,25 @@ class FakeTerminal(io.StringIO):
 
 def test_progress_is_read_from_a_line() -> None:
     """The share in a progress line is found; another line has none."""
-    assert share_done(LINE) == 20
-    assert share_done("train: 100.4% of it (104%)") == 100
-    assert share_done("Running stage 'train':") is None
+    assert last_progress(PROGRESS, ["no progress", LINE, "none"]) == (20, LINE[len(STAGE) + 2 :])
+    assert last_progress(PROGRESS, ["train: of it (104%)"]) == (100, "of it (104%)")
+    assert last_progress(PROGRESS, ["Running stage 'train':"]) is None
 
 
 def test_a_log_has_a_line_for_begin_and_end() -> None:
     """Each stage is told when it begins and when it ends, with its time, and why it failed."""
     stream = io.StringIO()
-    with Terminal(stream) as shown:
+    with Terminal(PROGRESS, stream) as shown:
         shown.begin("train")
-        shown.line("train", LINE)
-        shown.end("train", "failed", 12.34, "exit status 1")
+        shown.lines("train", [LINE])
+        shown.end("train", "failed", 12.34, "exited with 1", ["its last", "lines"])
         shown.end("report", "cached")
         shown.say("2 stages: 1 cached; failed: train")
     assert stream.getvalue().splitlines() == [
         "running              train",
-        "failed       12.3 s  train: exit status 1",
+        "failed       12.3 s  train: exited with 1",
+        "  | its last",
+        "  | lines",
         "cached               report",
         "2 stages: 1 cached; failed: train",
     ]
@@ -41,10 +48,10 @@ def test_a_log_has_a_line_of_progress_now_and_then(monkeypatch: pytest.MonkeyPat
     """Progress is told at an interval, without the stage's name twice."""
     monkeypatch.setattr(terminal, "LOG_INTERVAL_S", 0.0)
     stream = io.StringIO()
-    with Terminal(stream) as shown:
+    with Terminal(PROGRESS, stream) as shown:
         shown.begin("train@mnist-lenet5")
-        shown.line("train@mnist-lenet5", LINE)
-        shown.line("train@mnist-lenet5", "no progress")
+        shown.lines("train@mnist-lenet5", [LINE])
+        shown.lines("train@mnist-lenet5", ["no progress"])
     assert stream.getvalue().splitlines()[1:] == [
         "running              train@mnist-lenet5: 640/3,124 steps (20%), 212 images/s, 12 s left"
     ]
@@ -55,9 +62,9 @@ def test_a_terminal_has_live_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     stream = FakeTerminal()
-    with Terminal(stream) as shown:
+    with Terminal(PROGRESS, stream) as shown:
         shown.begin("train")
-        shown.line("train", LINE)
+        shown.lines("train", [LINE])
         shown.live.refresh()
         live = stream.getvalue()
         shown.end("train", "completed", 12.34)

@@ -1,10 +1,14 @@
+import hashlib
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
-from flows.verify import remove_damaged, remove_half_written_lock
-from tests.flows.conftest import CLEAN, Stages, dvc_status, fan_out, run
+from dvc_flow.engine import Outcome
+from dvc_flow.repository import Repository
+from dvc_flow.verify import remove_all_damaged, remove_half_written_lock
+from tests.flows.conftest import CLEAN, Stages, dvc_status, engine, fan_out, run
 
 
 def damage(root: Path, content: str) -> Path:
@@ -15,6 +19,11 @@ def damage(root: Path, content: str) -> Path:
     path.write_text("damaged")
     path.chmod(0o444)
     return path
+
+
+def remove_damaged(root: Path) -> list[str]:
+    with chdir(root):
+        return remove_all_damaged(Repository())
 
 
 def test_a_damaged_object_is_removed_and_named(make_repository: Callable[[Stages], Path]) -> None:
@@ -31,16 +40,31 @@ def test_a_damaged_object_is_removed_and_named(make_repository: Callable[[Stages
     assert dvc_status(root) == CLEAN
 
 
-def test_what_is_in_the_workspace_need_not_be_looked_at(
-    make_repository: Callable[[Stages], Path],
-) -> None:
-    """A flow looks only at what it would restore."""
+def test_a_run_checks_what_it_restores(make_repository: Callable[[Stages], Path]) -> None:
+    """A damaged object of an output that is missing is removed, and the stage runs."""
     root = make_repository(fan_out(2))
     assert run("dvc", "repro", cwd=root).returncode == 0
-    damage(root, "input\ninput\n")
-    assert remove_damaged(root, only_missing=True) == []
+    path = damage(root, "input\ninput\n")
+    with engine(root) as (reproducer, nodes):
+        assert reproducer.run(nodes["join"]) is Outcome.CACHED
+    assert path.read_text() == "damaged"  # its file is here, so nobody needs it
     (root / "join.txt").unlink()
-    assert remove_damaged(root, only_missing=True) == ["join.txt"]
+    with engine(root) as (reproducer, nodes):
+        assert reproducer.run(nodes["join"]) is Outcome.RAN
+    assert path.read_text() == (root / "join.txt").read_text() == "input\ninput\n"
+
+
+def test_an_object_of_dvc_2_is_not_judged(make_repository: Callable[[Stages], Path]) -> None:
+    """It is named by a hash of its text with other line ends, and stays."""
+    root = make_repository(fan_out(1))
+    text = b"one\r\ntwo\r\n"
+    md5 = hashlib.md5(text.replace(b"\r\n", b"\n"), usedforsecurity=False).hexdigest()
+    path = root / ".dvc/cache" / md5[:2] / md5[2:]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text)
+    (root / "old.txt.dvc").write_text(f"outs:\n- md5: {md5}\n  path: old.txt\n")
+    assert remove_damaged(root) == []
+    assert path.read_bytes() == text
 
 
 @pytest.mark.parametrize("content", ["", '{"write": {'])

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from flows import watch
-from flows.execute import adopt_orphans
-from flows.watch import watching
+from dvc_flow import watch
+from dvc_flow.watch import watching
 from tests.flows.services import wait_until
 from tests.helpers import ROOT
 
 ORPHAN = """
 import sys, time
-from flows.watch import end_with_worker
+from dvc_flow.watch import end_with_worker
 if sys.argv[1] == "worker":
     end_with_worker()
     end_with_worker()
@@ -62,7 +61,7 @@ def test_a_flow_ends_with_its_worker_and_with_nothing_else(parent: str) -> None:
 
 STUBBORN = """
 import signal, time
-from flows import watch
+from dvc_flow import watch
 watch.GRACE_S = 1.0
 signal.signal(signal.SIGTERM, lambda *_: None)
 watch.end_with_worker()
@@ -88,7 +87,6 @@ def test_a_flow_that_does_not_end_when_asked_is_killed() -> None:
 
 def test_an_orphan_ends_at_once() -> None:
     """A flow whose worker died before the flow was loaded finds itself with another parent."""
-    adopt_orphans(False)  # the system does
     late = f"import time; time.sleep(2)\n{ORPHAN}"
     worker = subprocess.Popen(
         [sys.executable, "-c", PARENT, late, "worker"], stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -104,7 +102,7 @@ def test_an_orphan_ends_at_once() -> None:
 WRITER = """
 import os, sys
 from rich.console import Console
-from flows.watch import outlive_output
+from dvc_flow.watch import outlive_output
 if sys.argv[1] == "outlives":
     outlive_output()
 console = Console(file=sys.stdout)

@@ -2,9 +2,11 @@
 
 FlowError
 ├── GraphError      dvc.yaml cannot be read, has a cycle, or lacks a target
-├── PolicyError     a stage's `meta` holds an unknown key or a wrong value
+├── PolicyError     a stage's `meta.dvc-flow` holds an unknown key or a wrong value
+├── SettingsError   pyproject.toml's [tool.dvc-flow] is wrong
 ├── ParamsError     a value cannot be set in params.yaml
 ├── RecordError     a result cannot be recorded or shared as asked
+├── ServerError     Prefect's temporary server does not start
 ├── WorkspaceBusy   another flow runs in this workspace
 ├── StageFailed     a stage's command failed
 ├── StageTimedOut   a stage took longer than its policy allows
@@ -12,8 +14,9 @@ FlowError
 └── RunFailed       a stage of the run failed
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 def one_line(error: BaseException) -> str:
@@ -37,7 +40,15 @@ class GraphError(FlowError):
 
 
 class PolicyError(FlowError):
-    """A stage's ``meta`` holds an unknown key or a wrong value."""
+    """A stage's ``meta.dvc-flow`` holds an unknown key or a wrong value."""
+
+
+class SettingsError(FlowError):
+    """The project's settings are wrong."""
+
+
+class ServerError(FlowError):
+    """Prefect's temporary server does not start."""
 
 
 class ParamsError(FlowError):
@@ -53,7 +64,21 @@ class WorkspaceBusy(FlowError):  # noqa: N818 - a state of the workspace, not a 
 
 
 class StageFailed(FlowError):  # noqa: N818 - as Prefect names its states
-    """A stage's command failed."""
+    """A stage's command failed.
+
+    Parameters
+    ----------
+    message : str
+    lines : sequence of str
+        The last lines that it printed.
+    """
+
+    def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = tuple(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.lines)
 
 
 class StageTimedOut(FlowError):  # noqa: N818

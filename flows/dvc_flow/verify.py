@@ -1,8 +1,8 @@
 """Find damaged files of DVC's own, and remove them.
 
 DVC restores a read-only object of its cache without checking it; and if it was killed while writing
-its list of running commands, it rejects every command. ``python -m flows.verify`` checks every
-object that dvc.lock names; a flow checks those that it may restore.
+its list of running commands, it rejects every command. ``dvc-flow verify`` checks every object that
+dvc.lock names; a run checks those that it restores.
 """
 
 import hashlib
@@ -14,25 +14,57 @@ from typing import TYPE_CHECKING
 
 from dvc.lock import LockError, make_lock
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+from dvc.stage.cache import _can_hash
+from dvc.stage.serialize import to_single_stage_lockfile
 
-from flows.errors import FlowError
-from flows.graph import reading
+from dvc_flow.repository import Repository
 
 if TYPE_CHECKING:
     from dvc.output import Output
+    from dvc.stage import Stage
+
+JUDGED = "md5"  # DVC 3's. An object of DVC 2 is named by a hash of its text, not of its bytes.
 
 
-def remove_damaged(root: Path, *, only_missing: bool = False) -> list[str]:
-    """Remove cached objects whose content does not match their name.
+def remove_damaged(stage: "Stage", *, run_cache: bool) -> list[str]:
+    """Remove cached objects that would be restored for a stage, and do not match their name.
 
-    They are then fetched from a remote, or their stage runs again.
+    The stage then runs again.
 
     Parameters
     ----------
-    root : Path
-        The DVC repository.
-    only_missing : bool
-        Check only outputs that are not in the workspace, and would be restored.
+    stage : Stage
+    run_cache : bool
+        Whether an earlier run with the same inputs may be restored.
+
+    Returns
+    -------
+    list of str
+        The outputs that had one.
+    """
+    if not _can_hash(stage):
+        return []
+    cache = stage.repo.stage_cache
+    if (
+        not stage.changed_stage()
+        and stage.deps_cached()
+        and all(bool(out.hash_info) for out in stage.outs)
+    ):
+        entry = to_single_stage_lockfile(stage)
+    elif run_cache:
+        stage.save_deps()
+        entry = cache._load(stage)
+    else:
+        entry = None
+    if not entry:
+        return []
+    return _remove(cache._create_stage(entry, wdir=stage.wdir).outs)
+
+
+def remove_all_damaged(repository: Repository) -> list[str]:
+    """Remove cached objects whose content does not match their name.
+
+    They are then fetched from a remote, or their stage runs again.
 
     Returns
     -------
@@ -44,15 +76,20 @@ def remove_damaged(root: Path, *, only_missing: bool = False) -> list[str]:
     GraphError
         If the repository cannot be read.
     """
+    with repository.held() as repo:
+        return _remove([out for out in repo.index.outs if out.use_cache and out.hash_info])
+
+
+def _remove(outs: "list[Output]") -> list[str]:
     damaged = []
-    with reading(root) as repo:
-        for out in repo.index.outs:
-            if out.use_cache and out.hash_info and not (only_missing and out.exists):
-                broken = [path for path in _objects(out) if not _is_whole(path)]
-                for path in broken:
-                    path.unlink(missing_ok=True)
-                if broken:
-                    damaged.append(str(out))
+    for out in outs:
+        if not out.hash_info or out.hash_info.name != JUDGED or out.protocol != "local":
+            continue
+        broken = [path for path in _objects(out) if not _is_whole(path)]
+        for path in broken:
+            path.unlink(missing_ok=True)
+        if broken:
+            damaged.append(str(out))
     return damaged
 
 
@@ -93,7 +130,7 @@ def _objects(out: "Output") -> Iterator[Path]:
     yield first
     if first.suffix == ".dir" and _is_whole(first):
         for entry in json.loads(first.read_bytes()):
-            path = Path(out.cache.oid_to_path(entry["md5"]))
+            path = Path(out.cache.oid_to_path(entry[JUDGED]))
             if path.is_file():
                 yield path
 
@@ -106,20 +143,13 @@ def _is_whole(path: Path) -> bool:
 
 def main() -> int:
     """Remove damaged objects and name their outputs; return 1 if there were any."""
-    if remove_half_written_lock(Path.cwd()):
+    repository = Repository()
+    if remove_half_written_lock(repository.root):
         print("DVC's list of running commands was half-written, and is removed")
-    try:
-        damaged = remove_damaged(Path.cwd())
-    except FlowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    damaged = remove_all_damaged(repository)
     for name in damaged:
         print(
             f"error: {name}: its copy in DVC's cache was damaged, and is removed", file=sys.stderr
         )
     print(f"{len(damaged)} damaged" if damaged else "every cached object is whole")
     return bool(damaged)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

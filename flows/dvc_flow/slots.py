@@ -15,17 +15,19 @@ from pathlib import Path
 
 import psutil
 
-from flows.errors import FlowError, StageStopped, WorkspaceBusy
+from dvc_flow.environment import CALLERS
+from dvc_flow.errors import FlowError, StageStopped, WorkspaceBusy
+from dvc_flow.stop import Stop
 
 GB = 10**9
 POLL_S = 0.5
-GPU_LOCKS = Path(tempfile.gettempdir()) / f"alexnet-mnist-gpus-{os.getuid()}"
-WORKSPACE_LOCK = Path(".dvc/tmp/flow.lock")
+GPU_LOCKS = Path(tempfile.gettempdir()) / f"dvc-flow-gpus-{os.getuid()}"
+WORKSPACE_LOCK = "flow.lock"
 
 
 def find_gpus() -> tuple[str, ...]:
     """Return the GPUs that this process may use, in the form of CUDA_VISIBLE_DEVICES."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = CALLERS.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(gpu for gpu in visible.split(",") if gpu and gpu != "-1")
     try:
@@ -69,20 +71,26 @@ def try_lock(path: Path) -> int | None:
 
 
 @contextmanager
-def hold_workspace(root: Path) -> Iterator[None]:
+def hold_workspace(folder: Path) -> Iterator[None]:
     """Hold a workspace exclusively.
+
+    Parameters
+    ----------
+    folder : Path
+        DVC's own for temporary files.
 
     Raises
     ------
     WorkspaceBusy
         If another flow holds it.
     """
-    path = root / WORKSPACE_LOCK
+    path = folder / WORKSPACE_LOCK
     descriptor = try_lock(path)
     if descriptor is None:
         holder = path.read_text().strip() or "unknown"
         raise WorkspaceBusy(
-            f"{root}: another flow runs here (process {holder}); wait for it, or stop it"
+            f"{folder.parents[1]}: another flow runs here (process {holder}); wait for it, or "
+            "stop it"
         )
     try:
         os.truncate(descriptor, 0)
@@ -111,7 +119,7 @@ class Resources:
 
     @contextmanager
     def hold(
-        self, gpus: int, memory_gb: float, stop: threading.Event
+        self, gpus: int, memory_gb: float, stop: Stop
     ) -> Iterator[tuple[dict[str, str], list[int]]]:
         """Reserve GPUs and memory, waiting until they are free.
 
@@ -120,7 +128,7 @@ class Resources:
         Yields
         ------
         environment : dict
-            ``CUDA_VISIBLE_DEVICES`` for the stage: its own GPUs, or none.
+            ``CUDA_VISIBLE_DEVICES`` for a stage that asks for GPUs: its own.
         held : list of int
             Descriptors of the GPUs' locks, for the stage's supervisor to hold too.
 
@@ -134,10 +142,10 @@ class Resources:
             wanted = min(gpus, len(self.gpus))
             files = [stack.enter_context(self._hold_gpu(stop)) for _ in range(wanted)]
             own = ",".join(gpu for gpu, _ in files)
-            yield {"CUDA_VISIBLE_DEVICES": own} if self.gpus else {}, [fd for _, fd in files]
+            yield {"CUDA_VISIBLE_DEVICES": own} if files else {}, [fd for _, fd in files]
 
     @contextmanager
-    def _hold_memory(self, wanted_gb: float, stop: threading.Event) -> Iterator[None]:
+    def _hold_memory(self, wanted_gb: float, stop: Stop) -> Iterator[None]:
         with self.changed:
             while self.free_gb < wanted_gb:
                 if stop.is_set():
@@ -152,7 +160,7 @@ class Resources:
                 self.changed.notify_all()
 
     @contextmanager
-    def _hold_gpu(self, stop: threading.Event) -> Iterator[tuple[str, int]]:
+    def _hold_gpu(self, stop: Stop) -> Iterator[tuple[str, int]]:
         GPU_LOCKS.mkdir(mode=0o700, exist_ok=True)
         while True:
             for gpu in self.gpus:

@@ -1,6 +1,6 @@
 """The automations by which Prefect's server handles dead and late runs of this flow.
 
-``python -m flows.automations`` creates or updates them; ``make deploy`` calls it.
+``dvc-flow automations`` creates or updates them; ``make deploy`` calls it.
 """
 
 import asyncio
@@ -16,11 +16,14 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import PrefectException
 
-from flows.server import explain
+from dvc_flow.server import explain
 
 HEARTBEATS_MISSED_AFTER = timedelta(seconds=90)  # three, as prefect.yaml sets their interval
 NOT_BEGUN_AFTER = timedelta(minutes=10)
 TOO_LATE_AFTER = timedelta(hours=6)
+# A process that dies between one of these and its next heartbeat is missed as well: a worker that
+# is stopped while a retry is awaited leaves the run in that state.
+ALIVE = {"heartbeat", "Running", "Retrying", "AwaitingRetry"}
 
 
 def _absence(after: set[str], expect: set[str], within: timedelta) -> EventTrigger:
@@ -43,7 +46,7 @@ AUTOMATIONS = (
     Automation(
         name="alexnet-mnist: crash runs whose process died",
         description="A run that sends no heartbeat for 90 seconds does not stay Running.",
-        trigger=_absence({"heartbeat"}, {"*"}, HEARTBEATS_MISSED_AFTER),
+        trigger=_absence(ALIVE, {"*"}, HEARTBEATS_MISSED_AFTER),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED, message="No heartbeat: its process or worker died."

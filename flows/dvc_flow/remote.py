@@ -12,13 +12,15 @@ from dvc_data.hashfile.db import get_index
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 
-from flows.errors import GraphError, one_line
+from dvc_flow.errors import GraphError, one_line
 
 if TYPE_CHECKING:
     from dvc.dependency import Dependency
     from dvc.output import Output
     from dvc.repo import Repo
     from dvc.stage import Stage
+
+    from dvc_flow.repository import Node, Repository
 
 
 def inputs_of(stage: "Stage", upstream: Iterable["Stage"]) -> list["Output"]:
@@ -83,10 +85,11 @@ def only_misses(dep: "Dependency", outs: Iterable["Output"]) -> bool:
 
 def _list_of(out: "Output") -> Tree | None:
     """Return the list of a folder's files, from the cache or the remote; None if there is none."""
-    for odb in (out.cache, remote_of(out)):
-        if odb is not None:
-            with _answering(out), suppress(FileNotFoundError, ObjectFormatError):
-                return Tree.load(odb, out.hash_info)
+    with suppress(FileNotFoundError, ObjectFormatError):
+        return Tree.load(out.cache, out.hash_info)
+    with _answering(out), suppress(FileNotFoundError, ObjectFormatError, RemoteConfigError):
+        remote = remote_of(out)
+        return Tree.load(remote, out.hash_info) if remote is not None else None
     return None
 
 
@@ -221,6 +224,31 @@ def push_runs(repo: "Repo", stages: Iterable["Stage"]) -> None:
     )
 
 
+def push_outputs(repository: "Repository", nodes: "Sequence[Node]") -> None:
+    """Send the stages' outputs to DVC's remotes, and their runs, so that others can restore them.
+
+    Raises
+    ------
+    GraphError
+        If a remote does not take them.
+    """
+    stages = [node.stage for node in nodes if node.stage is not None]
+    with repository.held() as repo:
+        outs = [out for stage in stages for out in stage.outs if out.use_cache and out.hash_info]
+        try:
+            if outs:
+                push_files(repo, outs)
+                repo.push([out.fs_path for out in outs])
+            push_runs(repo, stages)
+        # Each kind of remote has a library of its own, with errors of its own.
+        except Exception as error:
+            raise GraphError(
+                f"{repository.root}: the results could not be sent to DVC's remote "
+                f"({one_line(error)}); they are in DVC's cache here: run again when the remote "
+                "answers"
+            ) from error
+
+
 def _runs_of(repo: "Repo", command: str) -> Any:
     """Return the store of the default remote's run-cache; None if it cannot have one."""
     try:
@@ -239,7 +267,9 @@ def push_files(repo: "Repo", outs: Iterable["Output"]) -> None:
     files: dict[str, tuple[Any, set[Any]]] = {}  # by the store's place
     for out in outs:
         tree = _list_of(out) if out.hash_info.isdir else None
-        remote = remote_of(out) if tree else None
+        remote = None
+        with suppress(RemoteConfigError):  # a versioned remote keeps no such lists
+            remote = remote_of(out) if tree else None
         if tree and remote is not None:
             _, wanted = files.setdefault(remote.path, (remote, set()))
             wanted.update(hash_info for _, _, hash_info in tree)

@@ -3,31 +3,31 @@
 Runs whose result could not be recorded or shared are rejected up front.
 """
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from flows.errors import RecordError
-from flows.graph import LOCK_FILE, Node, require_remote
-from flows.params import PARAMS_FILE
+from dvc_flow.errors import RecordError
+from dvc_flow.params import PARAMS_FILE
+from dvc_flow.repository import Node, Repository
 
 Record = Literal["commit", "experiment"]
 
 GIT = ("git",)
-DVC = (sys.executable, "-m", "dvc")
+DVC = (sys.executable, "-P", "-m", "dvc")  # not the repository's own dvc.py
 
 
 def require_recordable(
-    root: Path, record: Record | None, *, pull: bool = False, push: bool = False
+    repository: Repository, record: Record | None, *, pull: bool = False, push: bool = False
 ) -> None:
     """Check that a result can be recorded and shared as requested.
 
     Parameters
     ----------
-    root : Path
-        The workspace.
+    repository : Repository
     record : {"commit", "experiment"} or None
     pull, push : bool
         Whether data shall come from DVC's remote, and whether the result shall be shared: data
@@ -39,8 +39,11 @@ def require_recordable(
         If there is no remote, no commit to build on, or nobody to commit as; and for a commit, if
         no branch is checked out, or what is there is not committed.
     """
-    if pull or push:
-        require_remote(root)
+    root = repository.root
+    if (pull or push) and not repository.has_remote():
+        raise RecordError(
+            f"{root}: DVC has no remote; add one with dvc remote add --default NAME URL"
+        )
     if record is None:
         return
     if not _answers(root, "rev-parse", "--verify", "--quiet", "HEAD"):
@@ -134,9 +137,12 @@ def record_commit(root: Path, nodes: Sequence[Node], message: str) -> str | None
     str or None
         The short hash of the commit; None if there was nothing to commit.
     """
-    written = [LOCK_FILE, PARAMS_FILE, *(path for node in nodes for path in node.in_git)]
+    written = [PARAMS_FILE, *(path for node in nodes for path in node.in_git)]
     existing = [path for path in dict.fromkeys(written) if (root / path).exists()]
-    _run(root, *GIT, "add", "--", *existing)
+    new = _run(root, *GIT, "ls-files", "-moz", "--exclude-standard", "--", *existing).split("\0")
+    changed = [path for path in new if path]
+    if changed:
+        _run(root, *GIT, "add", "--", *changed)
     if _answers(root, "diff", "--cached", "--quiet"):
         return None
     _run(root, *GIT, "commit", "--quiet", "--message", message)
@@ -216,9 +222,13 @@ def push_experiment(root: Path, name: str) -> None:
 
 def _answers(root: Path, *git: str) -> bool:
     """Return whether a git command succeeds."""
-    command = [*GIT, *git]
-    done = subprocess.run(command, cwd=root, capture_output=True, check=False)  # noqa: S603
-    return done.returncode == 0
+    try:
+        _run(root, *GIT, *git)
+    except RecordError:
+        if shutil.which("git") is None:
+            raise
+        return False
+    return True
 
 
 def _run(root: Path, *command: str) -> str:
@@ -229,9 +239,12 @@ def _run(root: Path, *command: str) -> str:
     RecordError
         If it fails, with the line that says why.
     """
-    done = subprocess.run(  # noqa: S603 - git or DVC
-        command, cwd=root, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 - git or DVC
+            command, cwd=root, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise RecordError(f"{command[0]}: cannot be run ({error.strerror})") from error
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         told = [line for line in lines if line.lower().startswith(("error", "fatal", "!"))]
@@ -243,5 +256,5 @@ def _run(root: Path, *command: str) -> str:
 
 def _words(command: Sequence[str]) -> list[str]:
     """Return the subcommand's words, such as ``exp save``."""
-    words = command[1:] if command[0] == "git" else command[3:]
+    words = command[len(GIT if command[0] == "git" else DVC) :]
     return [word for word in words[:2] if not word.startswith("-")]

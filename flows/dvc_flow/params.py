@@ -1,6 +1,6 @@
 """Set single values of params.yaml; every other byte stays unchanged, comments included."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,15 +8,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from flows.errors import ParamsError, nearest, one_line
-from flows.settings import check_params
+from dvc_flow.errors import ParamsError, nearest, one_line
+from dvc_flow.settings import check_params
 
 PARAMS_FILE = "params.yaml"
 # Not all are YAMLErrors: an empty !!int is an IndexError, a table as a key a TypeError.
 YAML_ERRORS = (YAMLError, ValueError, TypeError, LookupError, RecursionError)
 
 
-def set_params(root: Path, assignments: Sequence[str]) -> None:
+def set_params(
+    root: Path, assignments: Sequence[str], check: str | None, environment: Mapping[str, str]
+) -> None:
     """Set values in params.yaml, and check it as the project does; on an error it is unchanged.
 
     Parameters
@@ -25,6 +27,10 @@ def set_params(root: Path, assignments: Sequence[str]) -> None:
         The workspace.
     assignments : sequence of str
         ``key=value``: an existing dotted key (a position, in a list), and a value in YAML.
+    check : str, optional
+        The project's own check, a command.
+    environment : mapping
+        The check's.
 
     Raises
     ------
@@ -43,7 +49,7 @@ def set_params(root: Path, assignments: Sequence[str]) -> None:
             raise ParamsError(f"{path}: cannot be read ({one_line(error)})") from error
         _replace(path, text.encode())
     try:
-        check_params(root)
+        check_params(root, check, environment)
     except ParamsError:
         if assignments:
             _replace(path, before)
@@ -62,12 +68,14 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def changed_params(root: Path, assignments: Sequence[str]) -> Iterator[None]:
+def changed_params(
+    root: Path, assignments: Sequence[str], check: str | None, environment: Mapping[str, str]
+) -> Iterator[None]:
     """Change params.yaml while the block runs, and restore it afterwards."""
     path = root / PARAMS_FILE
     before = path.read_bytes() if assignments and path.exists() else None
     try:
-        set_params(root, assignments)
+        set_params(root, assignments, check, environment)
         yield
     finally:
         if before is not None:
