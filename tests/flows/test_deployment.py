@@ -475,3 +475,82 @@ if os.environ.get("ALL_ON_POSTGRESQL"):
         """All that can happen to a night, on PostgreSQL."""
 
         database = "postgresql"
+
+
+class Page:
+    """Prefect's page in a headless browser."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.browser = start_browser(
+            "--window-size=1500,2000", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"
+        )
+
+    def __enter__(self) -> "Page":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.browser.quit()
+
+    def show(self, path: str, auth: str = "") -> None:
+        """Open a page; give it the authentication string if it asks for one."""
+        self.browser.get(self.url + path)
+        if auth:
+            field = WebDriverWait(self.browser, 60).until(
+                lambda browser: browser.find_element(By.CSS_SELECTOR, "input[type=password]")
+            )
+            field.send_keys(auth, Keys.ENTER)
+
+    def find(self, *texts: str) -> None:
+        """Wait until the page shows all texts."""
+
+        def shown() -> str:
+            return self.browser.find_element(By.TAG_NAME, "body").text
+
+        with suppress(TimeoutException):
+            WebDriverWait(self.browser, 30).until(lambda _: all(text in shown() for text in texts))
+        assert [text for text in texts if text not in shown()] == [], shown()
+
+    def open_tab(self, name: str) -> None:
+        tab = (By.XPATH, f"//li[@class='p-tab' and normalize-space()='{name}']")
+        WebDriverWait(self.browser, 60).until(element_to_be_clickable(tab)).click()
+
+    def cancel(self) -> None:
+        """Press the page's button, and confirm."""
+        wait = WebDriverWait(self.browser, 60)
+        for text in ("Cancel", "Confirm"):
+            button = (By.XPATH, f"//button[normalize-space()='{text}']")
+            wait.until(element_to_be_clickable(button), text).click()
+
+    def find_green_bars(self) -> None:
+        """Wait until the canvas shows completed tasks."""
+
+        def is_drawn(_: object) -> bool:
+            canvas = self.browser.find_element(By.TAG_NAME, "canvas")
+            image = Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB")
+            distance = np.abs(np.asarray(image, int) - GREEN).max(axis=2)
+            return int((distance < 12).sum()) > 1000
+
+        WebDriverWait(self.browser, 60).until(is_drawn, "no completed task in the run's graph")
+
+
+@pytest.mark.slow
+def test_a_server_that_requires_a_string_refuses_a_wrong_one(tmp_path: Path) -> None:
+    """Without the right authentication string a flow ends in one clear line."""
+    project = make_project(tmp_path / "fork", "0 2 * * *")
+    (tmp_path / "home").mkdir()
+    with Server(tmp_path / "home", auth=AUTH) as server:
+        wrong = server.leads_there | {"PREFECT_API_AUTH_STRING": "admin:wrong"}
+        done = run(sys.executable, "-m", "flows.reproduce", cwd=project.root, **wrong)
+        assert done.returncode == 1
+        assert "401" in done.stderr
+        assert "PREFECT_API_AUTH_STRING" in done.stderr
+        assert "Traceback" not in done.stderr
+        flow = (sys.executable, "-m", "flows.reproduce", "download@digits")
+        done = run(*flow, cwd=project.root, **server.leads_there)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_server_listens_on_this_machine_only() -> None:
+    """`make server` binds to the loopback."""
+    assert "prefect server start --host 127.0.0.1" in (ROOT / "Makefile").read_text()
