@@ -4,19 +4,28 @@ The graph is this repository's dvc.yaml, on the small data set and a variant tha
 """
 
 import hashlib
+import io
 import os
 import shutil
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
+from selenium.common.exceptions import TimeoutException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.expected_conditions import element_to_be_clickable
+from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.browser import start_browser
 from tests.flows.conftest import CLEAN, run
 from tests.flows.services import (
     Server,
