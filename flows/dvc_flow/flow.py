@@ -18,7 +18,7 @@ from dvc_flow.artifacts import publish_results
 from dvc_flow.engine import Engine
 from dvc_flow.environment import environment
 from dvc_flow.errors import GraphError, RunFailed
-from dvc_flow.params import set_params
+from dvc_flow.params import files_of, set_params
 from dvc_flow.record import Record, record_result, require_recordable, require_unchanged
 from dvc_flow.remote import push_outputs
 from dvc_flow.repository import Node, Repository, Selection
@@ -149,7 +149,13 @@ def reproduce(
             name = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
             title = f"Reproduce {message}"
             recorded = record_result(
-                repository.root, nodes, record, title=title, name=name, push=push
+                repository.root,
+                nodes,
+                record,
+                title=title,
+                name=name,
+                push=push,
+                params=files_of(params or []),
             )
             terminal.say(f"recorded: {recorded}")
             message += f"; {recorded}"

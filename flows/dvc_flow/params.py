@@ -1,4 +1,4 @@
-"""Set single values of params.yaml; every other byte stays unchanged, comments included."""
+"""Set single values of params files; every other byte stays unchanged, comments included."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +19,15 @@ YAML_ERRORS = (YAMLError, ValueError, TypeError, LookupError, RecursionError)
 def set_params(
     root: Path, assignments: Sequence[str], check: str | None, environment: Mapping[str, str]
 ) -> None:
-    """Set values in params.yaml, and check it as the project does; on an error it is unchanged.
+    """Set values in params files, and check them as the project does; an error changes nothing.
 
     Parameters
     ----------
     root : Path
         The workspace.
     assignments : sequence of str
-        ``key=value``: an existing dotted key (a position, in a list), and a value in YAML.
+        ``key=value``: an existing dotted key (a position, in a list), and a value in YAML; with
+        ``file:`` before it, in another file than params.yaml.
     check : str, optional
         The project's own check, a command.
     environment : mapping
@@ -38,22 +39,45 @@ def set_params(
         If an assignment is malformed, the key does not exist, the file cannot be read, or the
         project's own check rejects the result.
     """
-    path = root / PARAMS_FILE
-    if assignments:
-        try:
-            before = path.read_bytes()
-            text = before.decode()
-            for assignment in assignments:
-                text = _assign(text, assignment)
-        except (OSError, *YAML_ERRORS) as error:
-            raise ParamsError(f"{path}: cannot be read ({one_line(error)})") from error
-        _replace(path, text.encode())
+    before, after = _assigned(root, assignments)
     try:
+        for path, content in after.items():
+            _replace(path, content)
         check_params(root, check, environment)
     except ParamsError:
-        if assignments:
-            _replace(path, before)
+        for path, content in before.items():
+            _replace(path, content)
         raise
+
+
+def files_of(assignments: Sequence[str]) -> list[str]:
+    """Return the files in which values are set, relative to the repository's root."""
+    return list(dict.fromkeys(_parse(assignment)[0] for assignment in assignments))
+
+
+def _parse(assignment: str) -> tuple[str, str]:
+    """Return the file of an assignment, and the rest."""
+    file, colon, rest = assignment.partition(":")
+    is_file = colon and file.endswith((".yaml", ".yml")) and "=" not in file
+    return (file, rest) if is_file else (PARAMS_FILE, assignment)
+
+
+def _assigned(
+    root: Path, assignments: Sequence[str]
+) -> tuple[dict[Path, bytes], dict[Path, bytes]]:
+    """Return the contents of the files before and after their values are set."""
+    before: dict[Path, bytes] = {}
+    after: dict[Path, bytes] = {}
+    for assignment in assignments:
+        file, value = _parse(assignment)
+        path = root / file
+        try:
+            before.setdefault(path, path.read_bytes())
+            text = after.get(path, before[path]).decode()
+            after[path] = _assign(text, value, file).encode()
+        except (OSError, *YAML_ERRORS) as error:
+            raise ParamsError(f"{path}: cannot be read ({one_line(error)})") from error
+    return before, after
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -71,19 +95,19 @@ def _replace(path: Path, content: bytes) -> None:
 def changed_params(
     root: Path, assignments: Sequence[str], check: str | None, environment: Mapping[str, str]
 ) -> Iterator[None]:
-    """Change params.yaml while the block runs, and restore it afterwards."""
-    path = root / PARAMS_FILE
-    before = path.read_bytes() if assignments and path.exists() else None
+    """Change params files while the block runs, and restore it afterwards."""
+    before, _ = _assigned(root, assignments)
     try:
         set_params(root, assignments, check, environment)
         yield
     finally:
-        if before is not None:
-            path.write_bytes(before)
+        for path, content in before.items():
+            if path.read_bytes() != content:
+                _replace(path, content)
 
 
-def _assign(text: str, assignment: str) -> str:
-    """Return the text of params.yaml with one value replaced."""
+def _assign(text: str, assignment: str, file: str) -> str:
+    """Return the text of a file with one value replaced."""
     key, equals, value = assignment.partition("=")
     if not equals or not key or not value.strip():
         raise ParamsError(f"--set {assignment}: expected key=value, such as train.seeds=[1]")
@@ -97,7 +121,7 @@ def _assign(text: str, assignment: str) -> str:
     for name in key.split("."):
         children = _children(node)
         if name not in children:
-            where = f"{PARAMS_FILE}: {place.strip('.') or 'the top'}"
+            where = f"{file}: {place.strip('.') or 'the top'}"
             remedy = nearest(name, children) if children else "it is a single value"
             raise ParamsError(f"--set {assignment}: {where}: there is no {name!r}; {remedy}")
         node = children[name]

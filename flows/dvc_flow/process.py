@@ -1,5 +1,6 @@
 """Run a stage's command as processes of its own, and end them all when that is asked for."""
 
+import atexit
 import os
 import select
 import signal
@@ -130,8 +131,17 @@ class Warden:
         assert self.process.stdin is not None  # noqa: S101
         return self.process.stdin.fileno()
 
+    def dismiss(self) -> None:
+        """End the warden; nothing of ours runs any more."""
+        with self.lock:
+            if self.process is not None and self.process.stdin is not None:
+                self.process.stdin.close()
+                self.process.wait()
+                self.process = None
+
 
 WARDEN = Warden()
+atexit.register(WARDEN.dismiss)
 
 
 def run_process(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from dvc_flow.errors import RecordError
-from dvc_flow.params import PARAMS_FILE
 from dvc_flow.repository import Node, Repository
 
 Record = Literal["commit", "experiment"]
@@ -122,7 +121,9 @@ def require_unchanged(nodes: Sequence[Node]) -> None:
             )
 
 
-def record_commit(root: Path, nodes: Sequence[Node], message: str) -> str | None:
+def record_commit(
+    root: Path, nodes: Sequence[Node], message: str, params: Sequence[str] = ()
+) -> str | None:
     """Commit the files that the run wrote, and nothing else.
 
     Parameters
@@ -131,13 +132,15 @@ def record_commit(root: Path, nodes: Sequence[Node], message: str) -> str | None
     nodes : sequence of Node
         The stages of the run, read once more after it.
     message : str
+    params : sequence of str
+        The files in which the run set values.
 
     Returns
     -------
     str or None
         The short hash of the commit; None if there was nothing to commit.
     """
-    written = [PARAMS_FILE, *(path for node in nodes for path in node.in_git)]
+    written = [*params, *(path for node in nodes for path in node.in_git)]
     existing = [path for path in dict.fromkeys(written) if (root / path).exists()]
     new = _run(root, *GIT, "ls-files", "-moz", "--exclude-standard", "--", *existing).split("\0")
     changed = [path for path in new if path]
@@ -169,7 +172,14 @@ def record_experiment(root: Path, nodes: Sequence[Node], name: str, message: str
 
 
 def record_result(
-    root: Path, nodes: Sequence[Node], record: Record, *, title: str, name: str, push: bool
+    root: Path,
+    nodes: Sequence[Node],
+    record: Record,
+    *,
+    title: str,
+    name: str,
+    push: bool,
+    params: Sequence[str] = (),
 ) -> str:
     """Record what the run made, share it if asked, and return what was recorded.
 
@@ -184,9 +194,11 @@ def record_result(
     name : str
         The experiment's name.
     push : bool
+    params : sequence of str
+        The files in which the run set values.
     """
     if record == "commit":
-        commit = record_commit(root, nodes, title)
+        commit = record_commit(root, nodes, title, params)
         if push:  # what an earlier run could not push, too
             push_commit(root)
         return f"commit {commit} on {branch(root)}" if commit else "nothing new to commit"

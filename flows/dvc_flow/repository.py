@@ -22,7 +22,7 @@ from dvc.repo import Repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage import PipelineStage
 
-from dvc_flow.errors import GraphError, one_line
+from dvc_flow.errors import FlowError, GraphError, one_line
 from dvc_flow.policy import Policy, read_policy
 from dvc_flow.remote import find_lost, inputs_of, is_recorded, only_misses
 
@@ -294,9 +294,12 @@ def explained() -> Iterator[None]:
     """Turn DVC's errors into one line."""
     try:
         yield
+    except (FlowError, KeyboardInterrupt):
+        raise
     except DvcException as error:
         raise GraphError(reason_of(error)) from error
-    except OSError as error:
+    # DVC lets some of its libraries' errors through, such as those about a value in params.yaml.
+    except Exception as error:
         raise GraphError(f"DVC: {one_line(error)}") from error
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dvc.lock import LockError, make_lock
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
@@ -51,14 +51,21 @@ def remove_damaged(stage: "Stage", *, run_cache: bool) -> list[str]:
         and all(bool(out.hash_info) for out in stage.outs)
     ):
         entry = to_single_stage_lockfile(stage)
-    elif run_cache:
-        stage.save_deps()
-        entry = cache._load(stage)
     else:
-        entry = None
-    if not entry:
-        return []
-    return _remove(cache._create_stage(entry, wdir=stage.wdir).outs)
+        entry = _earlier_run(stage) if run_cache else None
+    return _remove(cache._create_stage(entry, wdir=stage.wdir).outs) if entry else []
+
+
+def _earlier_run(stage: "Stage") -> Any:
+    """Return the run-cache's entry for what the stage's dependencies are now, if there is one."""
+    before = [dict(dep.__dict__) for dep in stage.deps]
+    try:
+        stage.save_deps()
+        return stage.repo.stage_cache._load(stage)
+    finally:  # DVC still has to see that they changed
+        for dep, state in zip(stage.deps, before, strict=True):
+            dep.__dict__.clear()
+            dep.__dict__.update(state)
 
 
 def remove_all_damaged(repository: Repository) -> list[str]:

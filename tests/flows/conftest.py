@@ -51,6 +51,15 @@ def run(*command: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
+def contents(root: Path) -> dict[str, bytes]:
+    """Return every file but git's and DVC's temporary ones, with the cache and its permissions."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not {".git", "tmp"} & set(path.relative_to(root).parts)
+    }
+
+
 def dvc_status(root: Path) -> str:
     return run("dvc", "status", cwd=root).stdout.strip()
 
