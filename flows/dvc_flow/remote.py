@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from dvc.config import NoRemoteError, RemoteConfigError
@@ -165,6 +166,23 @@ def _answering(out: "Output") -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def deps_as_now(stage: "Stage") -> Iterator[None]:
+    """Let a stage have the hashes of what its dependencies are now, while the block runs.
+
+    Afterwards it has those of before again: DVC still has to see what changed. It would otherwise
+    take the outputs that dvc.lock records for those of the new dependencies.
+    """
+    before = [dep.__dict__ | {"hash_info": deepcopy(dep.hash_info)} for dep in stage.deps]
+    try:
+        stage.save_deps()
+        yield
+    finally:
+        for dep, state in zip(stage.deps, before, strict=True):
+            dep.__dict__.clear()
+            dep.__dict__.update(state)
+
+
 def fetch_run(repo: "Repo", stage: "Stage") -> None:
     """Fetch a stage's earlier runs with the same inputs from the remote's run-cache.
 
@@ -174,10 +192,10 @@ def fetch_run(repo: "Repo", stage: "Stage") -> None:
     runs = _runs_of(repo, "fetch")
     if runs is None:
         return
-    stage.save_deps()
-    if not _can_hash(stage):
-        return  # never in the run-cache, for example a stage that always runs
-    key = _get_stage_hash(stage)
+    with deps_as_now(stage):
+        if not _can_hash(stage):
+            return  # never in the run-cache, for example a stage that always runs
+        key = _get_stage_hash(stage)
     folder = runs.fs.join(runs.path, "runs", key[:2], key)
     if not runs.fs.exists(folder):
         return

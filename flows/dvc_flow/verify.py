@@ -17,6 +17,7 @@ from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from dvc.stage.cache import _can_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 
+from dvc_flow.remote import deps_as_now
 from dvc_flow.repository import Repository
 
 if TYPE_CHECKING:
@@ -58,14 +59,8 @@ def remove_damaged(stage: "Stage", *, run_cache: bool) -> list[str]:
 
 def _earlier_run(stage: "Stage") -> Any:
     """Return the run-cache's entry for what the stage's dependencies are now, if there is one."""
-    before = [dict(dep.__dict__) for dep in stage.deps]
-    try:
-        stage.save_deps()
+    with deps_as_now(stage):
         return stage.repo.stage_cache._load(stage)
-    finally:  # DVC still has to see that they changed
-        for dep, state in zip(stage.deps, before, strict=True):
-            dep.__dict__.clear()
-            dep.__dict__.update(state)
 
 
 def remove_all_damaged(repository: Repository) -> list[str]:

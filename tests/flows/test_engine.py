@@ -63,6 +63,25 @@ def test_a_stage_runs_and_is_then_cached(make_repository: MakeRepository) -> Non
     assert run_stage(root, "source", force=True) is Outcome.RAN
 
 
+def test_what_changed_is_not_restored_from_before(make_repository: MakeRepository) -> None:
+    """After a change of a file or a param the old outputs do not come back, even if they are gone."""
+    root = make_repository(
+        {"a": stage("cat input.txt params.yaml > a", ("input.txt",), "a", params=["x"])}
+    )
+    for text in ("x: 1\n", "x: 2\n", "x: {y: [3]}\n", "x: {y: [4]}\n"):
+        (root / "params.yaml").write_text(text)
+        assert run_stage(root, "a") is Outcome.RAN
+        assert (root / "a").read_text() == "input\n" + text
+        assert dvc_status(root) == CLEAN
+    (root / "input.txt").write_text("other\n")
+    (root / "a").unlink()
+    assert run_stage(root, "a") is Outcome.RAN
+    (root / "params.yaml").write_text("x: 2\n")
+    (root / "input.txt").write_text("input\n")
+    assert run_stage(root, "a") is Outcome.RESTORED
+    assert (root / "a").read_text() == "input\nx: 2\n"
+
+
 def test_a_failed_command_says_why(make_repository: MakeRepository) -> None:
     """Its own error, or else its exit status and last line; and the last lines in full."""
     root = make_repository(
@@ -141,6 +160,20 @@ def test_what_depends_on_a_stage_sees_it_recorded(make_repository: MakeRepositor
     with engine(root) as (reproducer, nodes):
         assert [reproducer.run(node) for node in nodes.values()] == [Outcome.RAN] * 2
     assert (root / "b").read_text().strip() == CLEAN
+
+
+def test_with_pull_what_changed_is_not_restored_from_before(
+    make_repository: MakeRepository, tmp_path: Path
+) -> None:
+    """Looking for earlier runs in a remote does not hide that a dependency changed."""
+    root = make_repository({"a": stage("cat input.txt > a", ("input.txt",), "a")})
+    assert run("dvc", "remote", "add", "-d", "s", str(tmp_path / "s"), cwd=root).returncode == 0
+    for text in ("one\n", "two\n", "three\n"):
+        (root / "input.txt").write_text(text)
+        with engine(root, pull=True, allow_missing=True) as (reproducer, nodes):
+            assert reproducer.run(nodes["a"]) is Outcome.RAN
+            reproducer.finish()
+        assert (root / "a").read_text() == text
 
 
 @pytest.mark.slow

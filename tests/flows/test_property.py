@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,18 @@ def compare_runs(theirs: Path, ours: Path, jobs: int, all_pipelines: bool) -> No
         except FlowError as error:
             failed = error
     assert (code != 0) == (failed is not None), failed
-    assert contents(ours) == contents(theirs)
+    assert difference(contents(ours), contents(theirs)) == ""
+
+
+def difference(ours: dict[str, bytes], theirs: dict[str, bytes]) -> str:
+    """Return the first difference of two folders as lines."""
+    for name in sorted(ours.keys() | theirs.keys()):
+        texts = [each.get(name, b"(absent)").decode().splitlines() for each in (theirs, ours)]
+        if texts[0] != texts[1] or ours.get(name) != theirs.get(name):
+            lines = unified_diff(*texts, "dvc repro", "the flow", lineterm="", n=1)
+            note("\n".join([name, *lines]))
+            return name
+    return ""
 
 
 @contextmanager
