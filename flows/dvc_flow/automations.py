@@ -16,7 +16,9 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import PrefectException
 
+from dvc_flow.repository import Repository
 from dvc_flow.server import explain
+from dvc_flow.settings import read_settings
 
 HEARTBEATS_MISSED_AFTER = timedelta(seconds=90)  # three, as prefect.yaml sets their interval
 NOT_BEGUN_AFTER = timedelta(minutes=10)
@@ -42,37 +44,39 @@ def _absence(after: set[str], expect: set[str], within: timedelta) -> EventTrigg
     )
 
 
-AUTOMATIONS = (
-    Automation(
-        name="alexnet-mnist: crash runs whose process died",
-        description="A run that sends no heartbeat for 90 seconds does not stay Running.",
-        trigger=_absence(ALIVE, {"*"}, HEARTBEATS_MISSED_AFTER),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED, message="No heartbeat: its process or worker died."
-            )
-        ],
-    ),
-    Automation(
-        name="alexnet-mnist: crash runs that a worker took and never began",
-        description="A run does not stay Pending for more than 10 minutes.",
-        trigger=_absence({"Pending", "Submitting"}, {"*"}, NOT_BEGUN_AFTER),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED, message="Never began: its worker died before."
-            )
-        ],
-    ),
-    Automation(
-        name="alexnet-mnist: cancel runs that are too late",
-        description="A run that no worker took for 6 hours is left to the next one.",
-        trigger=_absence({"Late"}, {"*"}, TOO_LATE_AFTER),
-        actions=[CancelFlowRun()],
-    ),
-)
+def automations(project: str) -> tuple[Automation, ...]:
+    """Return the automations of a project; its name tells them from those of others."""
+    return (
+        Automation(
+            name=f"{project}: crash runs whose process died",
+            description="A run that sends no heartbeat for 90 seconds does not stay Running.",
+            trigger=_absence(ALIVE, {"*"}, HEARTBEATS_MISSED_AFTER),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED, message="No heartbeat: its process or worker died."
+                )
+            ],
+        ),
+        Automation(
+            name=f"{project}: crash runs that a worker took and never began",
+            description="A run does not stay Pending for more than 10 minutes.",
+            trigger=_absence({"Pending", "Submitting"}, {"*"}, NOT_BEGUN_AFTER),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED, message="Never began: its worker died before."
+                )
+            ],
+        ),
+        Automation(
+            name=f"{project}: cancel runs that are too late",
+            description="A run that no worker took for 6 hours is left to the next one.",
+            trigger=_absence({"Late"}, {"*"}, TOO_LATE_AFTER),
+            actions=[CancelFlowRun()],
+        ),
+    )
 
 
-async def apply(automations: Iterable[Automation] = AUTOMATIONS) -> None:
+async def apply(automations: Iterable[Automation]) -> None:
     """Create or update the automations on the server."""
     for automation in automations:
         try:
@@ -88,7 +92,8 @@ async def apply(automations: Iterable[Automation] = AUTOMATIONS) -> None:
 def main() -> int:
     """Apply the automations to the server that PREFECT_API_URL names."""
     try:
-        asyncio.run(apply())
+        project = read_settings(Repository().root).name
+        asyncio.run(apply(automations(project)))
     except (PrefectException, httpx.HTTPError) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 1

@@ -68,7 +68,7 @@ class Node:
     Attributes
     ----------
     name : str
-        As DVC addresses it from the current folder, such as ``train@mnist-lenet5``.
+        As DVC addresses it from the current folder, such as ``train@small``.
     upstream : tuple of str
         The stages of the run that must finish first.
     policy : Policy

@@ -8,11 +8,12 @@ from prefect.events.actions import CancelFlowRun, ChangeFlowRunState
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from ruamel.yaml import YAML
 
-from dvc_flow.automations import AUTOMATIONS, HEARTBEATS_MISSED_AFTER, apply
+from dvc_flow.automations import HEARTBEATS_MISSED_AFTER, apply, automations
 from dvc_flow.cli import SETTINGS
 from tests.flows.services import Server, wait_until
 from tests.helpers import ROOT
 
+AUTOMATIONS = automations("some-project")
 PREFECT = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())
 
 
