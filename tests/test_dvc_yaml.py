@@ -207,7 +207,12 @@ def test_there_are_no_other_drawers() -> None:
 
 def test_the_pipeline_does_not_know_the_flows() -> None:
     """Nothing in the pipeline imports the flows or Prefect."""
-    assert not packages(set(modules_of("pipeline"))) & {"flows", "prefect", "benchmarks", "tests"}
+    assert not packages(set(modules_of("pipeline"))) & {
+        "dvc_flow",
+        "prefect",
+        "benchmarks",
+        "tests",
+    }
 
 
 def test_no_stage_imports_another() -> None:

@@ -1,6 +1,7 @@
 """Prefect's server: a temporary one for a run without any, and its errors in one line."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from dvc_flow.process import WARDEN, end
 
 START_S = 120.0  # Prefect's own 20 are too few on a busy machine
 POLL_S = 0.1
+ERROR_LINE = re.compile(r"[\w.]+(Error|Exception): ")
 LOOPBACK = "127.0.0.1,localhost,::1"
 
 
@@ -83,6 +85,9 @@ def _started(log: int) -> "Iterator[tuple[subprocess.Popen[bytes], int]]":
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "0",
+        # It says why it does not start, whatever this process shows of its own log.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "ERROR",
     }
     process = WARDEN.start(
         command, folder=str(Path.cwd()), environment={**os.environ, **settings, **own}, output=log
@@ -101,9 +106,9 @@ def _is_healthy(url: str) -> bool:
 
 
 def _reason(log: str) -> str:
-    """Return why the server ended: the last line that names an error, or else the last one."""
+    """Return why the server ended: the last error of a traceback, or else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    told = [line for line in lines if "error" in line.lower() and not line.startswith("File ")]
+    told = [line for line in lines if ERROR_LINE.match(line)]
     reason = (told or lines or ["it says nothing"])[-1]
     home = get_current_settings().home
     return (

@@ -220,12 +220,13 @@ def compare_runs(theirs: Path, ours: Path, jobs: int, all_pipelines: bool) -> No
 
 
 def difference(ours: dict[str, bytes], theirs: dict[str, bytes]) -> str:
-    """Return the first difference of two folders as lines."""
+    """Return the first file that differs, and note how."""
     for name in sorted(ours.keys() | theirs.keys()):
-        texts = [each.get(name, b"(absent)").decode().splitlines() for each in (theirs, ours)]
-        if texts[0] != texts[1] or ours.get(name) != theirs.get(name):
-            lines = unified_diff(*texts, "dvc repro", "the flow", lineterm="", n=1)
-            note("\n".join([name, *lines]))
+        if ours.get(name) != theirs.get(name):
+            one, other = (
+                each.get(name, b"(none)").decode().splitlines() for each in (theirs, ours)
+            )
+            note("\n".join(unified_diff(one, other, "dvc repro", "the flow", n=1, lineterm="")))
             return name
     return ""
 
