@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks import (
     checkpoints,
     chunks,
+    graphs,
     kernels,
     levers,
     machine,
@@ -51,6 +52,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     },
     "scale": lambda _: [row for images in chunks.SET_SIZES for row in scale.measure(images)],
     "overhead": lambda flags: overhead.measure(flags.rounds),
+    "graphs": lambda flags: graphs.measure(flags.rounds),
     "checkpoints": lambda _: {variant: checkpoints.measure(variant) for variant in VARIANTS},
 }
 

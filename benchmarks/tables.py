@@ -153,6 +153,18 @@ def overhead(figures: Mapping[str, Any]) -> str:
     )
 
 
+def graphs(figures: Mapping[str, Any]) -> str:
+    """Return the seconds of ``dvc repro`` and of the flow, and their ratio."""
+    return markdown_table(
+        [
+            [title, f"{each['dvc']:.2f} s", f"{each['flow']:.2f} s", f"{each['ratio']:.2f}",
+             f"{each['target']:g}"]
+            for title, each in figures.items()
+        ],
+        ["graph", "dvc repro", "dvc-flow", "ratio", "at most"],
+    )  # fmt: skip
+
+
 def checkpoints(figures: Mapping[str, Any]) -> str:
     """Return the share of checkpoints in training time."""
     rows = [
@@ -211,6 +223,12 @@ SECTIONS = {
         "Whole processes: a stage's imports; then all stages of `lenet5` on the digits, as bare\n"
         "commands, by `dvc repro` and by the Prefect flow.",
         overhead,
+    ),
+    "graphs": Section(
+        "Any DVC project",
+        "Whole processes on graphs whose stages do next to nothing, `dvc repro` and `dvc-flow` in\n"
+        "turns; medians. Prefect's server is running on the same cores.",
+        graphs,
     ),
     "checkpoints": Section(
         "Checkpoints",

@@ -7,6 +7,7 @@ commands. ``dvc-flow --help`` lists the options.
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -197,7 +198,9 @@ def _show_idle(nodes: Sequence[Node], *, quiet: bool) -> None:
 def _run_flow(parsed: argparse.Namespace, planned: tuple[Repository, list[Node]] | None) -> None:
     for name, value in (SETTINGS if parsed.verbose else SETTINGS | SILENCE).items():
         os.environ.setdefault(name, value)
-    from dvc_flow.orchestrated import run
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a home that cannot be written; the server says so
+        from dvc_flow.orchestrated import run
 
     left_out = ("dry_run", "verbose")
     run({key: value for key, value in vars(parsed).items() if key not in left_out}, planned)
