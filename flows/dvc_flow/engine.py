@@ -54,6 +54,8 @@ class Engine:
         Whether the stages read our standard input.
     stop : Stop
         When it is set, the stages are ended.
+    say : callable
+        Takes what concerns no stage's own output.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Engine:
         environment: Mapping[str, str],
         reads_input: bool = False,
         stop: Stop | None = None,
+        say: Callable[[str], object] = print,
     ) -> None:
         # DVC would print to the terminal what _dvc_says passes on.
         logging.getLogger("dvc").handlers.clear()
@@ -80,6 +83,7 @@ class Engine:
         self.environment = environment
         self.reads_input = reads_input
         self.stop = stop or Stop()
+        self.say = say
         self.records = Records(nodes)
 
     def run(
@@ -211,7 +215,7 @@ class _Run:
         cache = self.stage.repo.stage_cache
         try:
             for name in remove_damaged(self.stage, run_cache=run_cache):
-                self.lines.on_lines([f"{name}: its copy in the cache was damaged: removed"])
+                self.engine.say(f"{name}: its copy in the cache was damaged, and is removed")
             cache.restore(self.stage, run_cache=run_cache)
         except RunCacheNotFoundError:
             return False

@@ -128,6 +128,7 @@ def reproduce(
             commit=commit,
             environment=added,
             reads_input=jobs == 1 and not deployed,
+            say=terminal.say,
         )
         reproduction = Reproduction(
             engine, jobs, terminal, progress, force, force_downstream, on_error

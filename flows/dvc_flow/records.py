@@ -103,6 +103,8 @@ class _Lock:
         self.planned: list[str] = []
         self.text: str | None = None  # as last written here
         self.data: Any = None
+        self.own: dict[str, Any] = {}  # the entries of this run
+        self.last = ""  # of them, in the order of the plan
 
     def write(self, stages: "Sequence[Stage]") -> None:
         """Do what DVC's Lockfile.dump_stages does, with new entries in the order of the plan."""
@@ -113,7 +115,14 @@ class _Lock:
             entry = deepcopy(to_lockfile(stage))
             if entries.get(stage.name) != entry[stage.name]:
                 stage.repo.scm_context.track_file(relpath(self.path))
-            entries.update(entry)
+            self.own.update(entry)
+            entries[stage.name] = _reread(entry)
+        # DVC reads all entries again but the one that it writes last. That is no detail: of several
+        # blanks at which a long command is folded, reading leaves one.
+        last = max(self.own, key=self.planned.index)
+        if self.last and self.last != last:
+            entries[self.last] = _reread({self.last: self.own[self.last]})
+        self.last, entries[last] = last, self.own[last]
         rank = {name: n for n, name in enumerate(dict.fromkeys([*self.before, *self.planned]))}
         wanted = sorted(entries, key=lambda name: rank.get(name, len(rank)))
         if list(entries) != wanted:
@@ -142,6 +151,14 @@ class _Lock:
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _reread(entry: dict[str, Any]) -> Any:
+    """Return a stage's entry as it is read from a lock file."""
+    stream = io.StringIO()
+    _dump({"stages": entry}, stream)
+    (value,) = parse_yaml_for_update(stream.getvalue(), "")["stages"].values()
+    return value
 
 
 class _Ignored:

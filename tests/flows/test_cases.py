@@ -159,6 +159,25 @@ def test_the_lock_keeps_its_order(make_repository: MakeRepository, server: Serve
     assert (root / "dvc.lock").read_bytes() == before
 
 
+def test_a_long_command_is_recorded_as_dvc_does(
+    make_repository: MakeRepository, server: Server
+) -> None:
+    """DVC folds it at 80 characters, and of several blanks there leaves one by reading it again."""
+    words = " ".join(f"word{n:02}" for n in range(9))
+    stages = {
+        f"s{n}": stage(f"echo {words}{'x' * n}  two  blanks{'  ' * n}and more > o{n}", out=f"o{n}")
+        for n in range(8)
+    }
+    root = make_repository(stages)
+    copy = copy_of(root)
+    for change in range(2):
+        succeed(run("dvc", "repro", cwd=copy))
+        succeed(flow(root, server, "--jobs", "4"))
+        assert contents(root) == contents(copy), change
+        for each in (root, copy):
+            (each / "o3").unlink()
+
+
 def test_everything_that_was_written_is_committed(
     make_repository: MakeRepository, server: Server
 ) -> None:
