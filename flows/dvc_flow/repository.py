@@ -111,6 +111,9 @@ class _Unlocked(Repo):  # type: ignore[misc]
         self.folder = tempfile.TemporaryDirectory(prefix="dvc-flow-")
         return self.folder.name
 
+    def _ignore(self) -> None:
+        """Leave .dvc/.gitignore as it is."""
+
 
 class Repository:
     """The DVC repository of the current folder.

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import httpx
 import prefect
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, get_current_settings
 from prefect.settings.context import temporary_settings
 
 from dvc_flow.errors import ServerError, one_line
 from dvc_flow.process import WARDEN, end
 
+DRAIN_S = 10
 START_S = 120.0  # Prefect's own 20 are too few on a busy machine
 POLL_S = 0.1
 ERROR_LINE = re.compile(r"[\w.]+(Error|Exception): ")
@@ -64,6 +66,7 @@ def any_server() -> Iterator[None]:
             time.sleep(POLL_S)
         with temporary_settings({PREFECT_API_URL: url}):
             yield
+            APILogWorker.drain_all(timeout=DRAIN_S)  # before the server ends
 
 
 @contextmanager

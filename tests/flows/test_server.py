@@ -53,6 +53,7 @@ def test_a_temporary_server_works_in_any_environment(
     root = make_repository(ONE)
     done = run("dvc-flow", cwd=root, PREFECT_HOME=str(tmp_path / "home"), **more)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     assert not processes_below(str(root))
 
 
