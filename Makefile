@@ -75,8 +75,9 @@ bench: setup ## measure speed, memory and overhead next to Keras and PyTorch (an
 	$(BIN)/python -m benchmarks $(PARTS) $(FLAGS)
 
 soak: setup-dev ## kill everything 25 times, fan out 50 times, fuzz each reader 5,000 times (hours)
-	KILLS=25 FAN_OUTS=50 FUZZ=5000 ALL_ON_POSTGRESQL=1 $(BIN)/python -m pytest \
-		tests/flows/test_kills.py tests/flows/test_deployment.py tests/faults
+	KILLS=25 FAN_OUTS=50 FUZZ=5000 GRAPHS=300 ALL_ON_POSTGRESQL=1 $(BIN)/python -m pytest \
+		tests/flows/test_kills.py tests/flows/test_deployment.py \
+		tests/flows/test_property.py tests/faults
 
 fuzz: setup-dev ## look for bytes that crash a reader, guided by coverage; READERS="idx …" SECONDS=60
 	$(PYTHON) -m venv .venv-fuzz

@@ -106,7 +106,7 @@ class Engine:
         variables : mapping
             Environment variables for its command alone.
         held : sequence of int
-            Descriptors of locks for its supervisor to hold while it lives.
+            Descriptors of locks for its command to hold while it lives.
         timeout_s : float, optional
             The time limit of its command.
         on_lines : callable

@@ -130,7 +130,7 @@ class Resources:
         environment : dict
             ``CUDA_VISIBLE_DEVICES`` for a stage that asks for GPUs: its own.
         held : list of int
-            Descriptors of the GPUs' locks, for the stage's supervisor to hold too.
+            Descriptors of the GPUs' locks, for the stage's command to hold too.
 
         Raises
         ------

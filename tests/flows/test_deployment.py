@@ -550,12 +550,12 @@ def test_a_server_that_requires_a_string_refuses_a_wrong_one(tmp_path: Path) -> 
     (tmp_path / "home").mkdir()
     with Server(tmp_path / "home", auth=AUTH) as server:
         wrong = server.leads_there | {"PREFECT_API_AUTH_STRING": "admin:wrong"}
-        done = run(sys.executable, "-m", "flows.reproduce", cwd=project.root, **wrong)
+        done = run("dvc-flow", "--force", cwd=project.root, **wrong)
         assert done.returncode == 1
         assert "401" in done.stderr
         assert "PREFECT_API_AUTH_STRING" in done.stderr
         assert "Traceback" not in done.stderr
-        flow = (sys.executable, "-m", "flows.reproduce", "download@digits")
+        flow = ("dvc-flow", "--force", "download@digits")
         done = run(*flow, cwd=project.root, **server.leads_there)
         assert done.returncode == 0, done.stderr
 
