@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.core.errors import DataError, OutputError
 from pipeline.core.files import write_text
 from pipeline.page.comparisons import FORMATS
+from pipeline.page.text import show_what_can_be_shown
 from pipeline.scores.comparison import Outcome, compare_revisions
 from pipeline.scores.revisions import WORKSPACE, Revisions
 
@@ -53,6 +54,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison; return 1 if a revision is unreadable, or a variant became worse."""
     parsed = parse_arguments(arguments)
+    show_what_can_be_shown()
     try:
         outcome = compare_revisions(Revisions(Path.cwd()), parsed.revisions)
         if outcome.comparisons:

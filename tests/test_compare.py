@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from pipeline.compare import main
 from pipeline.scores.comparison import compare_revisions
 from pipeline.scores.revisions import Revisions
 from tests.browser import open_page
-from tests.helpers import edit_params, make_repository, run
+from tests.helpers import edit_params, environment, make_repository, run
 from tests.history import save, set_params
 
 
@@ -146,3 +148,15 @@ def test_a_real_history_is_judged_as_statsmodels_does(
     with open_page(report, 1200, "light") as page:
         assert page.messages() == []
         assert page.requests() == [report.as_uri()]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_any_terminal_can_show_a_comparison(history: Path, encoding: str) -> None:
+    """Where the terminal's encoding lacks a character, a question mark stands for it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.compare", "base", "regression"], cwd=history,
+        env=environment(PYTHONIOENCODING=encoding), capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
+    assert b"Traceback" not in done.stderr
