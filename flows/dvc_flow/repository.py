@@ -5,6 +5,7 @@ against the other threads of this process, and DVC's own lock against other proc
 stage's command runs, neither is held, as in ``dvc repro``.
 """
 
+import re
 import tempfile
 import threading
 import time
@@ -219,8 +220,12 @@ class Repository:
         PolicyError
             If a stage's ``meta`` is wrong.
         """
-        with self.held() as repo:
-            return self._plan(repo, selection, force, pull, push)
+        try:
+            with self.held() as repo:
+                return self._plan(repo, selection, force, pull, push)
+        except GraphError as error:
+            _require_no_conflict(str(error))
+            raise
 
     def _plan(
         self, repo: Repo, selection: Selection, force: bool, pull: bool, push: bool
@@ -316,6 +321,25 @@ def reason_of(error: BaseException) -> str:
             parts.append(told)
         cause = cause.__cause__
     return "; ".join(parts)
+
+
+def _require_no_conflict(message: str) -> None:
+    """Check that no file that an error is about holds a conflict of a merge.
+
+    Raises
+    ------
+    GraphError
+        If one does; DVC would only say that it is corrupted.
+    """
+    for name in re.findall(r"'([^']+\.(?:lock|ya?ml|dvc))'", message):
+        with suppress(OSError, UnicodeDecodeError):
+            lines = Path(name).read_text(encoding="utf-8").splitlines()
+            found = next((n for n, line in enumerate(lines, 1) if line.startswith("<<<<<<< ")), 0)
+            if found:
+                raise GraphError(
+                    f"{name}: holds a merge conflict, in line {found}; resolve it, or take one "
+                    f"side with git checkout --theirs {name}, and run again"
+                )
 
 
 def changes_of(stage: "Stage", sources: "Sequence[Stage]") -> tuple[list[str], list[str]]:

@@ -355,6 +355,20 @@ def test_awkward_names_and_values(make_repository: MakeRepository, server: Serve
     assert "Unsupported value of type 'date' in 'params.yaml:day'" in fail(flow(root, server))
 
 
+@pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml"])
+def test_a_merge_conflict_is_named(make_repository: MakeRepository, name: str) -> None:
+    """A file with a conflict is told with its line and a remedy, not as corrupted."""
+    root = make_repository(ONE)
+    (root / "in").write_text("in\n")
+    succeed(run("dvc", "repro", "-q", cwd=root))
+    text = (root / name).read_text().splitlines(keepends=True)
+    conflict = ["<<<<<<< HEAD\n", *text[1:3], "=======\n", *text[1:3], ">>>>>>> other\n"]
+    (root / name).write_text("".join([text[0], *conflict, *text[3:]]))
+    error = fail(flow(root, {}))
+    assert f"{name}: holds a merge conflict, in line 2" in error
+    assert f"git checkout --theirs {name}" in error
+
+
 def test_any_params_can_be_set(make_repository: MakeRepository, server: Server) -> None:
     """--set works in a project without a check of its own."""
     root = make_repository({"a": stage("cp params.yaml a", out="a", params=["lr"])})
