@@ -46,6 +46,7 @@ server: setup ## start Prefect's server and its page, on this machine only
 	$(BIN)/python -m prefect server start --host 127.0.0.1
 
 deploy: setup ## register the deployments, their schedule and the automations with the server
+	$(BIN)/dvc-flow deployable
 	$(BIN)/dvc-flow automations
 	$(BIN)/python -m prefect --no-prompt work-pool create --type process --overwrite alexnet-mnist
 	$(BIN)/python -m prefect --no-prompt deploy --all

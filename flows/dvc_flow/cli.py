@@ -1,7 +1,7 @@
 """The command ``dvc-flow``: a parallel ``dvc repro``.
 
-``dvc-flow [TARGET …]`` reproduces; ``dvc-flow verify`` and ``dvc-flow automations`` are its other
-commands. ``dvc-flow --help`` lists the options.
+``dvc-flow [TARGET …]`` reproduces; its other commands are ``dvc-flow verify``,
+``dvc-flow deployable`` and ``dvc-flow automations``. ``dvc-flow --help`` lists the options.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any, NoReturn, get_args
 from dvc_flow.environment import environment  # first: it remembers the caller's variables
 from dvc_flow.errors import FlowError
 from dvc_flow.params import changed_params
-from dvc_flow.record import Record, require_recordable
+from dvc_flow.record import Record, require_deployable, require_recordable
 from dvc_flow.repository import Node, Repository, Selection
 from dvc_flow.settings import read_settings
 from dvc_flow.slots import hold_workspace
@@ -51,7 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="dvc-flow",
         description="Reproduce a DVC pipeline, independent stages in parallel.",
         epilog="dvc-flow verify looks for damaged files in DVC's cache, and removes them; dvc-flow "
-        "automations registers with Prefect's server what handles dead runs.",
+        "deployable checks that other machines can clone what is checked out; dvc-flow automations "
+        "registers with Prefect's server what handles dead runs.",
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="as dvc repro takes them")
     parser.add_argument(
@@ -206,7 +207,7 @@ def _run_flow(parsed: argparse.Namespace, planned: tuple[Repository, list[Node]]
     run({key: value for key, value in vars(parsed).items() if key not in left_out}, planned)
 
 
-COMMANDS = ("verify", "automations")
+COMMANDS = ("verify", "deployable", "automations")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -236,6 +237,9 @@ def _command(name: str) -> int:
         from dvc_flow.automations import main as automations
 
         return automations()
+    if name == "deployable":
+        require_deployable(Repository().root)
+        return 0
     from dvc_flow.verify import main as verify
 
     return verify()

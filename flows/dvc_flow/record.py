@@ -3,6 +3,7 @@
 Runs whose result could not be recorded or shared are rejected up front.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,26 @@ def _remote(root: Path) -> str:
             f"git remote add {name} URL"
         )
     return name
+
+
+def require_deployable(root: Path) -> None:
+    """Check that runs elsewhere can clone what is checked out here.
+
+    Raises
+    ------
+    RecordError
+        If no branch is checked out, if there is no git remote, or if its address holds a password,
+        which Prefect's server would store.
+    """
+    branch(root)
+    name = _remote(root)
+    address = _run(root, *GIT, "remote", "get-url", name)
+    if re.match(r"[a-z+]+://[^/@]*:[^/@]+@", address) or re.match(r"https?://[^/@]+@", address):
+        raise RecordError(
+            f"{root}: the address of the git remote {name!r} holds credentials, which a deployment "
+            f"would store; leave them to a credential helper: git remote set-url {name} "
+            f"{re.sub('//[^/@]*@', '//', address)}"
+        )
 
 
 def require_unchanged(nodes: Sequence[Node]) -> None:

@@ -232,3 +232,29 @@ def test_a_repository_without_a_commit_is_refused(tmp_path: Path) -> None:
         assert run(*command, cwd=tmp_path).returncode == 0
     with pytest.raises(RecordError, match="no git commit"):
         require_recordable(tmp_path, "experiment")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (None, "there is no git remote 'origin'"),
+        ("https://me:secret@example.org/x.git", "set-url origin https://example.org/x.git"),
+        ("https://token@example.org/x.git", "set-url origin https://example.org/x.git"),
+        ("git@example.org:x.git", ""),
+        ("ssh://git@example.org/x.git", ""),
+        ("https://example.org/x.git", ""),
+    ],
+)
+def test_what_other_machines_cannot_clone_is_not_deployed(
+    make_repository: MakeRepository, address: str | None, message: str
+) -> None:
+    """No remote, or one whose address holds credentials, is refused, and so is a detached HEAD."""
+    root = make_repository({})
+    if address:
+        git(root, "remote", "add", "origin", address)
+    done = run("dvc-flow", "deployable", cwd=root)
+    assert done.returncode == bool(message)
+    assert message in done.stderr
+    assert "secret" not in done.stderr
+    git(root, "checkout", "--quiet", "--detach")
+    assert "HEAD is detached" in run("dvc-flow", "deployable", cwd=root).stderr
