@@ -28,12 +28,12 @@ TOO_LATE_AFTER = timedelta(hours=6)
 ALIVE = {"heartbeat", "Running", "Retrying", "AwaitingRetry"}
 
 
-def _absence(after: set[str], expect: set[str], within: timedelta) -> EventTrigger:
+def _absence(after: set[str], within: timedelta) -> EventTrigger:
     """Return a trigger for a run of this flow that sends no further event."""
     return EventTrigger(
         posture=Posture.Proactive,
         after={f"prefect.flow-run.{event}" for event in after},
-        expect={f"prefect.flow-run.{event}" for event in expect},
+        expect={"prefect.flow-run.*"},
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
         match_related=ResourceSpecification(
             {"prefect.resource.role": "flow", "prefect.resource.name": "reproduce"}
@@ -44,33 +44,29 @@ def _absence(after: set[str], expect: set[str], within: timedelta) -> EventTrigg
     )
 
 
+def _crash(message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=StateType.CRASHED, message=message)
+
+
 def automations(project: str) -> tuple[Automation, ...]:
     """Return the automations of a project; its name tells them from those of others."""
     return (
         Automation(
             name=f"{project}: crash runs whose process died",
             description="A run that sends no heartbeat for 90 seconds does not stay Running.",
-            trigger=_absence(ALIVE, {"*"}, HEARTBEATS_MISSED_AFTER),
-            actions=[
-                ChangeFlowRunState(
-                    state=StateType.CRASHED, message="No heartbeat: its process or worker died."
-                )
-            ],
+            trigger=_absence(ALIVE, HEARTBEATS_MISSED_AFTER),
+            actions=[_crash("No heartbeat: its process or worker died.")],
         ),
         Automation(
             name=f"{project}: crash runs that a worker took and never began",
             description="A run does not stay Pending for more than 10 minutes.",
-            trigger=_absence({"Pending", "Submitting"}, {"*"}, NOT_BEGUN_AFTER),
-            actions=[
-                ChangeFlowRunState(
-                    state=StateType.CRASHED, message="Never began: its worker died before."
-                )
-            ],
+            trigger=_absence({"Pending", "Submitting"}, NOT_BEGUN_AFTER),
+            actions=[_crash("Never began: its worker died before.")],
         ),
         Automation(
             name=f"{project}: cancel runs that are too late",
             description="A run that no worker took for 6 hours is left to the next one.",
-            trigger=_absence({"Late"}, {"*"}, TOO_LATE_AFTER),
+            trigger=_absence({"Late"}, TOO_LATE_AFTER),
             actions=[CancelFlowRun()],
         ),
     )
@@ -98,7 +94,3 @@ def main() -> int:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

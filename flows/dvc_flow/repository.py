@@ -131,12 +131,15 @@ class Repository:
     """
 
     def __init__(self, *, to_plan: bool = False) -> None:
-        with explained():
-            self.dvc = _Unlocked() if to_plan else Repo()
+        self._open(_Unlocked if to_plan else Repo)
         self.root = Path(self.dvc.root_dir)
-        self.dvc._lock_depth = 1  # what DVC calls of its own does not lock once more
         self.mutex = threading.Lock()
         self.holder: int | None = None
+
+    def _open(self, kind: type[Repo]) -> None:
+        with explained():
+            self.dvc = kind()
+        self.dvc._lock_depth = 1  # what DVC calls of its own does not lock once more
 
     @contextmanager
     def held(self) -> Iterator[Repo]:
@@ -275,11 +278,9 @@ class Repository:
         GraphError
             If the configuration cannot be written.
         """
-        with explained():
-            with self.dvc.config.edit("local") as config:
-                config.setdefault("cache", {})["dir"] = str(folder.expanduser())
-            self.dvc = Repo()
-        self.dvc._lock_depth = 1
+        with explained(), self.dvc.config.edit("local") as config:
+            config.setdefault("cache", {})["dir"] = str(folder.expanduser())
+        self._open(Repo)
 
 
 def _steps(repo: Repo, graph: Any, selection: Selection) -> "list[Stage]":
