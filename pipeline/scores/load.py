@@ -1,44 +1,32 @@
 """The results of a variant's stages, loaded for the report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipeline.core import paths
 from pipeline.core.errors import DataError, one_line
-from pipeline.scores import predictions
-from pipeline.scores.predictions import Predictions
+from pipeline.scores.predictions import Predictions, read_mistakes, read_table
 
-COLUMNS = {
-    "curve": {"seed": "int64", "epoch": "float64", "loss": "float64", "accuracy": "float64"},
-    "calibration": {
-        "seed": "int64", "confidence": "float64", "accuracy": "float64", "images": "int64",
-    },
-    "memory": {"images": "int64", "peak_memory_mb": "float64"},
+CURVE = {"seed": "int64", "epoch": "float64", "loss": "float64", "accuracy": "float64"}
+CALIBRATION = {
+    "seed": "int64", "confidence": "float64", "accuracy": "float64", "images": "int64",
 }  # fmt: skip
+MEMORY = {"images": "int64", "peak_memory_mb": "float64"}
+RERUN = "; run the stage that writes it again"
 
 
 @dataclass(frozen=True)
 class Result:
-    """A variant's results on a data set.
+    """A variant's results on a data set, as the stages wrote them.
 
-    Attributes
-    ----------
-    variant : str
-    training, metrics, profile : dict
-        As the stages wrote them.
-    predictions : Predictions
-    training_curve, validation_curve : DataFrame
-        seed, epoch, loss, accuracy.
-    calibration : DataFrame
-        A row for each seed and bin: seed, confidence, accuracy, images.
-    memory : DataFrame
-        images, peak_memory_mb.
+    The curves have the columns of `CURVE`, ``calibration`` those of `CALIBRATION`, a row for each
+    seed and bin, and ``memory`` those of `MEMORY`.
     """
 
     variant: str
@@ -69,68 +57,48 @@ def load_result(dataset: str, variant: str, labels: Sequence[int]) -> Result:
     Raises
     ------
     DataError
-        If a file is missing or damaged.
+        If a file is missing or damaged; the same goes for `load_json` and `load_mistakes`.
     """
-    training = load_json(paths.training(dataset, variant))
+    key = dataset, variant
+    training = load_json(paths.training(*key))
     return Result(
         variant,
         training,
-        load_json(paths.metrics(dataset, variant)),
-        load_json(paths.profile(dataset, variant)),
-        load_mistakes(paths.mistakes(dataset, variant), training["seeds"], labels),
-        load_table(paths.curve(dataset, variant, "train"), "curve"),
-        load_table(paths.curve(dataset, variant, "validation"), "curve"),
-        load_table(paths.calibration(dataset, variant), "calibration"),
-        load_table(paths.memory(dataset, variant), "memory"),
+        load_json(paths.metrics(*key)),
+        load_json(paths.profile(*key)),
+        load_mistakes(paths.mistakes(*key), training["seeds"], labels),
+        _load_table(paths.curve(*key, "train"), CURVE),
+        _load_table(paths.curve(*key, "validation"), CURVE),
+        _load_table(paths.calibration(*key), CALIBRATION),
+        _load_table(paths.memory(*key), MEMORY),
     )
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file with keys and values.
-
-    Raises
-    ------
-    DataError
-        If it is missing or damaged.
-    """
-    try:
+    """Return the content of a JSON file with keys and values."""
+    with readable(f"{path}:", RERUN):
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise TypeError("expected keys with values")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise _unreadable(path, error) from error
-    return content
-
-
-def load_table(path: Path, kind: str) -> pd.DataFrame:
-    """Return a table of a kind in `COLUMNS`.
-
-    Raises
-    ------
-    DataError
-        If it is missing or damaged.
-    """
-    try:
-        with np.errstate(invalid="ignore"):  # pandas itself rejects what is not an integer
-            return pd.read_csv(path, dtype=COLUMNS[kind])[list(COLUMNS[kind])]
-    except (OSError, ValueError, KeyError, OverflowError) as error:
-        raise _unreadable(path, error) from error
+        return content
 
 
 def load_mistakes(path: Path, seeds: Sequence[int], labels: Sequence[int]) -> Predictions:
-    """Return a variant's predictions, from its table of mistakes.
+    """Return a variant's predictions, from its table of mistakes."""
+    with readable(f"{path}:", RERUN):
+        return read_mistakes(path, seeds, labels)
 
-    Raises
-    ------
-    DataError
-        If it is missing or damaged.
-    """
+
+def _load_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+    with readable(f"{path}:", RERUN):
+        return read_table(path, columns)
+
+
+@contextmanager
+def readable(what: str, remedy: str = "") -> Iterator[None]:
+    """Turn an error of reading a file or its content into a DataError that says what it was."""
     try:
-        return predictions.read_mistakes(path, seeds, labels)
-    except (OSError, ValueError, KeyError, OverflowError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = one_line(error)
-    return DataError(f"{path}: cannot be read ({reason}); run the stage that writes it again")
+        yield
+    # Not all are ValueErrors: a missing key, a number too large, brackets nested too deeply.
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(f"{what} cannot be read ({one_line(error)}){remedy}") from error

@@ -3,7 +3,7 @@
 Tables are read block by block; of the correct predictions only counts are kept.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -73,29 +73,38 @@ class Predictions:
         return wrong.drop_duplicates("index").head(shown)
 
 
-def read_mistakes(
-    table: Path | TextIO, seeds: Sequence[int], labels: Sequence[int], test_set: str = ""
-) -> Predictions:
-    """Return the predictions in a table of mistakes.
-
-    Parameters
-    ----------
-    table : Path or text file
-        A row of `COLUMNS` for each misclassified image.
-    seeds : sequence of int
-        The seeds of the variant.
-    labels : sequence of int
-        The number of test images of each class.
-    test_set : str
-        Identifies the test set.
+def read_table(table: Path | TextIO, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Return the `columns` of a CSV file, given with their types.
 
     Raises
     ------
     OSError, KeyError, ValueError, OverflowError
-        If the file is not a valid table of mistakes, or has more of them than images.
+        If the file cannot be read, lacks a column, or has a value of another type.
     """
     with np.errstate(invalid="ignore"):  # pandas itself rejects what is not an integer
-        mistakes = pd.read_csv(table, dtype=COLUMNS)[list(COLUMNS)]
+        return pd.read_csv(table, dtype=dict(columns))[list(columns)]
+
+
+def read_mistakes(
+    table: Path | TextIO, seeds: Sequence[int], labels: Sequence[int], test_set: str = ""
+) -> Predictions:
+    """Return the predictions in a table that has a row of `COLUMNS` for each misclassified image.
+
+    Parameters
+    ----------
+    table : Path or text file
+    seeds : sequence of int
+        All that the variant was trained with.
+    labels : sequence of int
+        The number of test images of each class.
+    test_set : str
+
+    Raises
+    ------
+    OSError, KeyError, ValueError, OverflowError
+        If it is not such a table, or has more mistakes than there are images.
+    """
+    mistakes = read_table(table, COLUMNS)
     if not set(mistakes["seed"]) <= set(seeds):
         raise ValueError(f"expected the seeds {[*seeds]}, received {sorted({*mistakes['seed']})}")
     wrong = mistakes["label"].value_counts()

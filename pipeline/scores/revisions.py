@@ -19,9 +19,10 @@ from dvc.exceptions import DvcException
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.core import paths
-from pipeline.core.errors import DataError, one_line
+from pipeline.core.errors import DataError
 from pipeline.core.params import load_yaml
 from pipeline.scores import predictions
+from pipeline.scores.load import readable
 from pipeline.scores.predictions import Predictions
 
 WORKSPACE = "workspace"
@@ -30,24 +31,16 @@ MD5 = re.compile(r"[0-9a-f]{32}")
 EVALUATION = re.compile(r"evaluate@(?P<dataset>[a-z0-9_]+)-(?P<variant>[a-z0-9_]+)")
 
 Key = tuple[str, str]  # data set, variant
+Found = tuple[dict[str, Any], dict[str, Any], Predictions | None]  # metrics, profile, …
 
 
 @dataclass(frozen=True)
 class Measured:
     """A variant's results on a data set at a revision.
 
-    Attributes
-    ----------
-    metrics : dict
-        As the evaluation wrote them.
-    profile : dict
-        Speed and memory; empty if there are none.
-    predictions : Predictions or None
-        None if they are not available.
-    digest : str or None
-        The hash of the predictions in dvc.lock; None if the file itself may be newer.
-    inputs : dict
-        The parameters, by dotted name, and the hashes of the code, that produced the results.
+    ``profile`` may be empty, and ``predictions`` None, if they are not available. ``digest`` is the
+    hash of the predictions in dvc.lock, or None if the file itself may be newer. ``inputs`` has the
+    parameters, by dotted name, and the hashes of the code, that produced the results.
     """
 
     metrics: dict[str, Any]
@@ -75,17 +68,7 @@ class Counts(BaseModel):
 
 
 class Revisions:
-    """Reads the revisions of a repository.
-
-    Parameters
-    ----------
-    root : Path
-
-    Raises
-    ------
-    DataError
-        If it is not a repository of git and DVC.
-    """
+    """Reads the revisions of a repository; a DataError if `root` is not one of git and DVC."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -105,55 +88,16 @@ class Revisions:
         stages = stages_of(f"{name}: {LOCK}", files.yaml(LOCK))
         measured = {}
         for stage, lock in stages.items():
-            match = EVALUATION.fullmatch(stage)
-            if match is None:
-                continue
-            key = match["dataset"], match["variant"]
-            if result := self._result(files, key):
-                metrics, profile, table = result
-                digest = digest_of(lock, paths.predictions(*key))
-                if files.revision is None and table is not None:
-                    digest = None
-                measured[key] = Measured(
-                    metrics, profile, table, digest, dict(inputs_of(stages, key))
-                )
+            if match := EVALUATION.fullmatch(stage):
+                key = match["dataset"], match["variant"]
+                if result := _result(files, key) or _old_result(files, key):
+                    digest = digest_of(lock, paths.predictions(*key))
+                    if files.revision is None and result[-1] is not None:
+                        digest = None
+                    measured[key] = Measured(*result, digest, dict(inputs_of(stages, key)))
         if not measured:
             raise DataError(f"{name}: has no metrics; reproduce and commit there")
         return measured
-
-    def _result(
-        self, files: "_Files", key: Key
-    ) -> tuple[dict[str, Any], dict[str, Any], Predictions | None] | None:
-        """Return metrics, profile and predictions; None if there are no metrics."""
-        text = files.text(paths.metrics(*key))
-        if text is None:
-            return self._old_result(files, key)
-        metrics = parse_metrics(files.name, paths.metrics(*key), text)
-        summary = files.json(paths.summary(key[0]))
-        mistakes = files.text(paths.mistakes(*key))
-        table = None if mistakes is None else parse_mistakes(files.name, mistakes, metrics, summary)
-        return metrics, files.json(paths.profile(*key)), table
-
-    def _old_result(
-        self, files: "_Files", key: Key
-    ) -> tuple[dict[str, Any], dict[str, Any], Predictions | None] | None:
-        """Return the same from where it was until version 0.1."""
-        dataset, variant = key
-        path = Path("metrics") / dataset / f"{variant}.json"
-        text = files.text(path)
-        if text is None:
-            return None
-        metrics = parse_metrics(files.name, path, text)
-        test_set = test_set_of(files.json(Path("data/summary") / f"{dataset}.json"))
-        measured = metrics.pop("evaluation", {})
-        profile = {name: measured[name] for name in ("peak_memory_mb",) if name in measured}
-        if "images_per_second" in measured:
-            profile["evaluation_images_per_second"] = measured["images_per_second"]
-        predicted = files.text(paths.predictions(*key), cached=True)
-        table = None
-        if predicted is not None:
-            table = parse_predictions(files.name, predicted, test_set)
-        return metrics, profile, table
 
     def resolve(self, name: str) -> str:
         """Return the commit of a revision, branch, tag or DVC experiment.
@@ -163,12 +107,10 @@ class Revisions:
         DataError
             If there is none of that name, or several experiments.
         """
-        commit = self._git(
-            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
-        )
-        if commit:
-            return commit.strip()
-        refs = self._git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
+        verify = ("rev-parse", "--verify", "--quiet", "--end-of-options")
+        if commit := self._git(*verify, f"{name}^{{commit}}"):
+            return commit
+        refs = self._git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
         found = [line.split()[0] for line in refs.splitlines() if line.endswith(f"/{name}")]
         if len(found) == 1:
             return found[0]
@@ -176,22 +118,16 @@ class Revisions:
             raise DataError(
                 f"{name}: {len(found)} experiments have this name; use the commit instead"
             )
-        shallow = (self._git("rev-parse", "--is-shallow-repository") or "").strip() == "true"
-        remedy = (
-            "this clone is shallow: git fetch --unshallow"
-            if shallow
-            else "git branch, git tag and dvc exp list show the known ones"
-        )
+        remedy = "git branch, git tag and dvc exp list show the known ones"
+        if self._git("rev-parse", "--is-shallow-repository") == "true":
+            remedy = "this clone is shallow: git fetch --unshallow"
         raise DataError(f"{name}: is not a revision, branch, tag or experiment; {remedy}")
 
-    def _git(self, *command: str) -> str | None:
-        done = subprocess.run(  # noqa: S603
-            ["git", *command],  # noqa: S607
-            cwd=self.root,
-            capture_output=True,
-            check=False,
-        )
-        return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+    def _git(self, *arguments: str) -> str:
+        """Return what git prints; nothing if it fails."""
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=self.root, capture_output=True, check=False)  # noqa: S603
+        return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
 
 
 class _Files:
@@ -202,14 +138,7 @@ class _Files:
         self.system = None if revision is None else DVCFileSystem(str(root), rev=revision)
 
     def text(self, path: Path, *, cached: bool = False) -> str | None:
-        """Return a file's text; None if there is none.
-
-        Parameters
-        ----------
-        path : Path
-        cached : bool
-            Whether DVC has it rather than git.
-        """
+        """Return a file's text; None if there is none. DVC rather than git has what is `cached`."""
         try:
             if self.system is None:
                 return (self.root / path).read_text(encoding="utf-8", errors="replace")
@@ -225,34 +154,57 @@ class _Files:
 
     def json(self, path: Path) -> dict[str, Any]:
         """Return the content of a JSON file with keys and values; empty if there is none."""
-        try:
-            content = json.loads(self.text(path) or "{}")
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.name}: {path} cannot be read ({one_line(error)})") from error
+        text = self.text(path) or "{}"
+        with readable(f"{self.name}: {path}"):
+            content = json.loads(text)
         return content if isinstance(content, dict) else {}
 
     def yaml(self, path: Path) -> dict[str, Any]:
-        """Return the content of a YAML file with keys and values.
-
-        Raises
-        ------
-        DataError
-            If there is none, or it has no such content.
-        """
+        """Return the content of a YAML file with keys and values."""
         text = self.text(path)
         if text is None:
             raise DataError(f"{self.name}: has no {path}")
         return parse_yaml(f"{self.name}: {path}", text)
 
 
-def parse_yaml(place: str, text: str) -> dict[str, Any]:
-    """Return the content of a YAML file that has keys with values.
+def _result(files: _Files, key: Key) -> Found | None:
+    """Return a variant's results; None if there are no metrics."""
+    path = paths.metrics(*key)
+    text = files.text(path)
+    if text is None:
+        return None
+    metrics = parse_metrics(files.name, path, text)
+    summary = files.json(paths.summary(key[0]))
+    mistakes = files.text(paths.mistakes(*key))
+    table = None if mistakes is None else parse_mistakes(files.name, mistakes, metrics, summary)
+    return metrics, files.json(paths.profile(*key)), table
 
-    Raises
-    ------
-    DataError
-        If it is another kind of file.
-    """
+
+def _old_result(files: _Files, key: Key) -> Found | None:
+    """Return the same from where it was until version 0.1."""
+    dataset, variant = key
+    path = Path("metrics") / dataset / f"{variant}.json"
+    text = files.text(path)
+    if text is None:
+        return None
+    metrics = parse_metrics(files.name, path, text)
+    measured = metrics.pop("evaluation", {})
+    names = {
+        "peak_memory_mb": "peak_memory_mb",
+        "images_per_second": "evaluation_images_per_second",
+    }
+    profile = {new: measured[old] for old, new in names.items() if old in measured}
+    test_set = test_set_of(files.json(Path("data/summary") / f"{dataset}.json"))
+    predicted = files.text(paths.predictions(*key), cached=True)
+    table = None if predicted is None else parse_predictions(files.name, predicted, test_set)
+    return metrics, profile, table
+
+
+# What others wrote: each of these raises a DataError if it is not what it should be.
+
+
+def parse_yaml(place: str, text: str) -> dict[str, Any]:
+    """Return the content of a YAML file that has keys with values."""
     try:
         content = load_yaml(text)
     except ValueError as error:
@@ -261,13 +213,7 @@ def parse_yaml(place: str, text: str) -> dict[str, Any]:
 
 
 def stages_of(place: str, lock_file: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the stages of a dvc.lock, by name.
-
-    Raises
-    ------
-    DataError
-        If one has no keys with values.
-    """
+    """Return the stages of a dvc.lock, by name."""
     stages = _table_at(f"{place}: stages", lock_file.get("stages", {}))
     return {str(name): _table_at(f"{place}: {name}", stage) for name, stage in stages.items()}
 
@@ -293,36 +239,20 @@ def digest_of(lock: dict[str, Any], path: Path) -> str | None:
 
 
 def parse_predictions(name: str, text: str, test_set: str = "") -> Predictions:
-    """Return a revision's predictions.
-
-    Raises
-    ------
-    DataError
-        If the text is not a table of predictions.
-    """
-    try:
+    """Return a revision's predictions, from a table of all of them."""
+    with readable(f"{name}: predictions"):
         return predictions.read(io.StringIO(text), test_set)
-    except (ValueError, KeyError, OverflowError) as error:
-        raise DataError(f"{name}: predictions cannot be read ({one_line(error)})") from error
 
 
 def parse_mistakes(
     name: str, text: str, metrics: dict[str, Any], summary: dict[str, Any]
 ) -> Predictions:
-    """Return a revision's predictions, from its mistakes and the summary of its data set.
-
-    Raises
-    ------
-    DataError
-        If the text is not a table of mistakes, or does not match the summary.
-    """
-    try:
+    """Return a revision's predictions, from its mistakes and the summary of its data set."""
+    with readable(f"{name}: mistakes"):
         seeds = [int(seed) for seed in metrics.get("by_seed", {})]
         labels = summary["images_per_class"]["test"]
         seeds = seeds or sorted(set(pd.read_csv(io.StringIO(text))["seed"].tolist())) or [0]
         return predictions.read_mistakes(io.StringIO(text), seeds, labels, test_set_of(summary))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(f"{name}: mistakes cannot be read ({one_line(error)})") from error
 
 
 def test_set_of(summary: dict[str, Any]) -> str:
@@ -332,19 +262,11 @@ def test_set_of(summary: dict[str, Any]) -> str:
 
 
 def parse_metrics(name: str, path: Path, text: str) -> dict[str, Any]:
-    """Return a revision's metrics of a variant.
-
-    Raises
-    ------
-    DataError
-        If the text is not JSON, or lacks the counts.
-    """
-    try:
+    """Return a revision's metrics of a variant, which have at least the `Counts`."""
+    with readable(f"{name}: {path}"):
         content: dict[str, Any] = json.loads(text)
         Counts.model_validate(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: {path} cannot be read ({one_line(error)})") from error
-    return content
+        return content
 
 
 def inputs_of(stages: dict[str, Any], key: Key) -> Iterator[tuple[str, Any]]:
