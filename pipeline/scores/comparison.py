@@ -1,6 +1,6 @@
 """Variants compared with each other, and revisions with a baseline."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from pipeline.scores.significance import (
     compare_predictions,
     holm,
     paired_difference,
+    right_and_all,
     unpaired_difference,
     verdict,
 )
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Two variants on the same test images, the one with fewer errors first.
 
     ``paired`` compares the second one with the first; ``p`` is adjusted for the number of pairs.
@@ -62,20 +62,16 @@ class Comparison:
 
     Attributes
     ----------
-    dataset, variant, baseline, revision : str
     before, after : dict
         The metrics of both.
     difference : Difference
         In accuracy, revision minus baseline; its p-value is that of this test alone.
     adjusted_p : float
         The p-value adjusted for the number of comparisons.
-    over_seeds : bool
-        Whether means over seeds were compared.
+    over_seeds, fixed, broken
+        As in `Paired`; no images if they were not compared pair by pair.
     unpaired_because : str
-        Why the images were not compared pair by pair; empty if they were.
-    fixed, broken : list of int
-        The images that only the revision, or only the baseline, classifies correctly; empty if
-        not paired.
+        Why they were not; empty if they were.
     changed : list of str
         Parameters with both values, and files of code, that differ.
     """
@@ -101,33 +97,21 @@ class Comparison:
 
 
 def compare(key: Key, names: tuple[str, str], before: Measured, after: Measured) -> Comparison:
-    """Compare the results of a variant at two revisions.
-
-    Parameters
-    ----------
-    key : tuple of str
-        Data set and variant.
-    names : tuple of str
-        The baseline and the revision.
-    before, after : Measured
-    """
+    """Compare the results of a variant at a baseline and a revision, whose `names` are given."""
     first, second = before.predictions, after.predictions
     same = before.digest is not None and before.digest == after.digest
     reason = "" if same else why_unpaired(names, first, second)
     if same:
         paired = Paired(paired_difference(before.metrics["n"], 0, 0), [], [], False)
     elif reason or first is None or second is None:
-        counts = [
-            (each.metrics["n"] - round(each.metrics["errors"]), each.metrics["n"])
-            for each in (before, after)
-        ]
-        paired = Paired(unpaired_difference(*counts[0], *counts[1]), [], [], False)
+        counts = right_and_all(before.metrics) + right_and_all(after.metrics)
+        paired = Paired(unpaired_difference(*counts), [], [], False)
     else:
         paired = compare_predictions(first, second)
     return Comparison(
         *key, *names, before.metrics, after.metrics, paired.difference, paired.difference.p,
         paired.over_seeds, reason, paired.fixed, paired.broken,
-        list(changed_inputs(before.inputs, after.inputs)),
+        changed_inputs(before.inputs, after.inputs),
     )  # fmt: skip
 
 
@@ -136,42 +120,33 @@ def why_unpaired(
 ) -> str:
     """Return why two revisions cannot be compared image by image; empty if they can."""
     if first is None or second is None:
-        pairs = zip(names, (first, second), strict=True)
-        lacking = [name for name, table in pairs if table is None]
+        lacking = [
+            name for name, table in zip(names, (first, second), strict=True) if table is None
+        ]
         return f"no predictions of {' and '.join(lacking)} in git, DVC's cache or remote"
-    images = [each.test_images for each in (first, second)]
-    if images[0] != images[1]:
-        return f"{names[0]} has {images[0]:,} test images, {names[1]} has {images[1]:,}"
+    if first.test_images != second.test_images:
+        return (
+            f"{names[0]} has {first.test_images:,} test images, "
+            f"{names[1]} has {second.test_images:,}"
+        )
     known = {first.test_set, second.test_set} - {""}
     return "" if len(known) < 2 else "the test sets have different labels"
 
 
-def changed_inputs(before: dict[str, Any], after: dict[str, Any]) -> Iterable[str]:
-    """Yield what differs: parameters with both values, then the code."""
-    names = dict.fromkeys([*before, *after])
-    for name in sorted(names, key=_is_code):
-        old, new = before.get(name), after.get(name)
-        if old != new:
-            yield name if _is_code(name) else f"{name}: {old} → {new}"
-
-
-def _is_code(name: str) -> bool:
-    return name.startswith("pipeline/")
+def changed_inputs(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return what differs: parameters with both values, then files of code."""
+    changed = [name for name in before | after if before.get(name) != after.get(name)]
+    code = [name for name in changed if name.startswith("pipeline/")]
+    params = [name for name in changed if name not in code]
+    return [f"{name}: {before.get(name)} → {after.get(name)}" for name in params] + code
 
 
 class Outcome(NamedTuple):
     """Revisions compared with the first one that could be read.
 
-    Attributes
-    ----------
-    comparisons : list of Comparison
-        With p-values adjusted for their number.
-    notes : list of str
-        The variants that only one of two revisions has.
-    errors : list of str
-        Why a revision could not be read; the others were compared.
-    measured : dict of str to dict
-        The results at each revision, by its name.
+    ``comparisons`` have p-values adjusted for their number, ``notes`` tell of variants that only
+    one of two revisions has, ``errors`` why a revision could not be read, and ``measured`` has the
+    results at each of the others, by its name.
     """
 
     comparisons: list[Comparison]
@@ -201,8 +176,6 @@ def compare_revisions(revisions: Revisions, names: Sequence[str]) -> Outcome:
             for key in before
             if key in after
         ]
-    adjusted = holm([each.difference.p for each in comparisons])
-    comparisons = [
-        replace(each, adjusted_p=p) for each, p in zip(comparisons, adjusted, strict=True)
-    ]
-    return Outcome(comparisons, notes, errors, measured)
+    p_values = holm([each.difference.p for each in comparisons])
+    adjusted = [replace(each, adjusted_p=p) for each, p in zip(comparisons, p_values, strict=True)]
+    return Outcome(adjusted, notes, errors, measured)

@@ -15,12 +15,7 @@ CALIBRATION_BINS = 15
 
 
 class Totals:
-    """The running totals of a test set.
-
-    Parameters
-    ----------
-    classes : int
-    """
+    """The running totals of a test set."""
 
     def __init__(self, classes: int) -> None:
         self.confusion = np.zeros((classes, classes), np.int64)  # [label, prediction]
@@ -96,41 +91,31 @@ class Totals:
 
     def calibration(self) -> Iterator[tuple[float, float, int]]:
         """Yield mean confidence, accuracy and number of images of each bin that has images."""
-        for images, correct, confidence in zip(
-            self.bin_images, self.bin_correct, self.bin_confidence, strict=True
-        ):
+        bins = (self.bin_images, self.bin_correct, self.bin_confidence)
+        for images, correct, confidence in zip(*bins, strict=True):
             if images:
                 yield float(confidence / images), float(correct / images), int(images)
 
 
 def over_seeds(figures: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """Return the figures of `Totals.metrics`, averaged over the seeds of a variant.
+    """Return the figures of `Totals.metrics`, given by seed, averaged over the seeds of a variant.
 
     With several seeds there is also the sample standard deviation of the accuracy, and ``by_seed``
     has the figures of each one.
-
-    Parameters
-    ----------
-    figures : dict of int to dict
-        What `Totals.metrics` returned, by seed.
     """
     first, *others = figures.values()
     if not others:
         return dict(first)
-
-    def values_of(name: str) -> list[float]:
-        return [each[name] for each in figures.values()]
-
-    names = ("errors", "accuracy", "nll", "ece")
-    accuracies = values_of("accuracy")
+    values = {name: [each[name] for each in figures.values()] for name in first}
     return {
         "n": first["n"],
-        "errors": round(statistics.mean(values_of("errors")), 3),
-        "accuracy": round(statistics.mean(accuracies), 8),
-        "accuracy_deviation": round(statistics.stdev(accuracies), 8),
-        "nll": round(statistics.mean(values_of("nll")), 6),
-        "ece": round(statistics.mean(values_of("ece")), 6),
+        "errors": round(statistics.mean(values["errors"]), 3),
+        "accuracy": round(statistics.mean(values["accuracy"]), 8),
+        "accuracy_deviation": round(statistics.stdev(values["accuracy"]), 8),
+        "nll": round(statistics.mean(values["nll"]), 6),
+        "ece": round(statistics.mean(values["ece"]), 6),
         "by_seed": {
-            str(seed): {name: each[name] for name in names} for seed, each in figures.items()
+            str(seed): {name: each[name] for name in each if name != "n"}
+            for seed, each in figures.items()
         },
     }

@@ -39,58 +39,45 @@ class Paired(NamedTuple):
 
 
 def accuracy_interval(metrics: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy.
+    """Return the 95 % interval of the accuracy in an evaluation's metrics.
 
-    Parameters
-    ----------
-    metrics : dict
-        As evaluation writes it. With several seeds the interval is Student's, over trainings; with
-        one it is Wilson's score interval, over test images.
+    With several seeds it is Student's, over trainings; with one it is Wilson's score interval, over
+    test images.
     """
     by_seed = [each["accuracy"] for each in metrics.get("by_seed", {}).values()]
     if len(by_seed) > 1:
         mean, error = sum(by_seed) / len(by_seed), float(stats.sem(by_seed))
         margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(by_seed) - 1)) * error
         return max(0.0, mean - margin), min(1.0, mean + margin)
-    right = metrics["n"] - round(metrics["errors"])
-    interval = stats.binomtest(right, metrics["n"]).proportion_ci(CONFIDENCE, "wilson")
+    interval = stats.binomtest(*right_and_all(metrics)).proportion_ci(CONFIDENCE, "wilson")
     return float(interval.low), float(interval.high)
 
 
+def right_and_all(metrics: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many images are classified correctly, and out of how many."""
+    return metrics["n"] - round(metrics["errors"]), metrics["n"]
+
+
 def compare_predictions(first: Predictions, second: Predictions) -> Paired:
-    """Compare two classifiers by what they predicted for the same images.
+    """Compare two classifiers by what they predicted for the same test set.
 
     With several seeds on both sides the means over seeds are compared, since one training says
     little about the next; else the first seeds, image by image.
-
-    Parameters
-    ----------
-    first, second : Predictions
-        For the same test set.
     """
     accuracies = first.accuracies, second.accuracies
     wrong = first.first_mistakes, second.first_mistakes
     fixed, broken = sorted(wrong[0] - wrong[1]), sorted(wrong[1] - wrong[0])
     several = all(len(values) > 1 for values in accuracies)
     over_seeds = several and any(len(set(values)) > 1 for values in accuracies)
-    difference = (
-        seeds_difference(*accuracies)
-        if over_seeds
-        else paired_difference(first.test_images, len(fixed), len(broken))
-    )
+    difference = paired_difference(first.test_images, len(fixed), len(broken))
+    if over_seeds:
+        difference = seeds_difference(*accuracies)
     return Paired(difference, fixed, broken, over_seeds)
 
 
 def seeds_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare the mean accuracies of two classifiers, each trained with several seeds.
+    """Return the second mean accuracy minus the first, each over several seeds, by Welch's t-test.
 
-    Returns
-    -------
-    Difference
-        Second minus first; p-value and interval are those of Welch's t-test.
-
-    Notes
-    -----
     Source: B. L. Welch, The generalization of "Student's" problem when several different population
     variances are involved, Biometrika 34 (1947).
     """
@@ -103,7 +90,10 @@ def seeds_difference(first: Sequence[float], second: Sequence[float]) -> Differe
 
 
 def paired_difference(n: int, fixed: int, broken: int) -> Difference:
-    """Compare two classifiers on the same images.
+    """Return the second accuracy minus the first, on the same images.
+
+    The p-value is that of McNemar's exact test, two-sided; the interval is Wald's with half an
+    image added to each cell of the table.
 
     Parameters
     ----------
@@ -111,12 +101,6 @@ def paired_difference(n: int, fixed: int, broken: int) -> Difference:
         The number of images.
     fixed, broken : int
         How many only the second one, and only the first one, classifies correctly.
-
-    Returns
-    -------
-    Difference
-        Second minus first. The p-value is that of McNemar's exact test, two-sided; the interval is
-        Wald's with half an image added to each cell of the table.
 
     Notes
     -----
@@ -135,22 +119,11 @@ def paired_difference(n: int, fixed: int, broken: int) -> Difference:
 
 
 def unpaired_difference(first_right: int, first: int, second_right: int, second: int) -> Difference:
-    """Compare two classifiers of which only the counts are known.
+    """Return the second accuracy minus the first, of counts of right and of all images.
 
-    Parameters
-    ----------
-    first_right, first : int
-        How many images the first one classifies correctly, and out of how many.
-    second_right, second : int
+    The p-value is that of the score test of two proportions, the interval Newcombe's, from the two
+    Wilson intervals.
 
-    Returns
-    -------
-    Difference
-        Second minus first. The p-value is that of the score test of two proportions, the interval
-        Newcombe's, from the two Wilson intervals.
-
-    Notes
-    -----
     Source: R. G. Newcombe, Interval estimation for the difference between independent proportions,
     Statistics in Medicine 17 (1998), method 10.
     """
