@@ -14,6 +14,7 @@ import vl_convert
 
 WIDTH, HEIGHT = 300, 200
 SERIES_COLOURS = 8
+DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2]]
 INK = "var(--ink)"
 STYLE = {
     "background": None,
@@ -30,31 +31,19 @@ STYLE = {
 }  # fmt: skip
 
 
-def series_channels(field: str, names: Sequence[str]) -> dict[str, Any]:
-    """Return the channels that tell series apart: colour and, for accessibility, dash pattern.
+def series_channels(variants: Sequence[str]) -> dict[str, Any]:
+    """Return the channels that tell variants apart: colour and, for accessibility, dash pattern.
 
-    Parameters
-    ----------
-    field : str
-        The column that names a series.
-    names : sequence of str
-        All of them; the same list gives the same colours.
+    The same list gives the same colours.
     """
+    names = list(variants)
     colours = [f"var(--series-{index % SERIES_COLOURS})" for index in range(len(names))]
-    dashes = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2]]
+    dashes = [DASHES[index % len(DASHES)] for index in range(len(names))]
+    channel = {"field": "variant", "type": "nominal", "sort": names}
     return {
-        "color": {
-            "field": field, "type": "nominal", "sort": list(names),
-            "scale": {"domain": list(names), "range": colours},
-        },
-        "strokeDash": {
-            "field": field, "type": "nominal", "sort": list(names),
-            "scale": {
-                "domain": list(names),
-                "range": [dashes[index % len(dashes)] for index in range(len(names))],
-            },
-        },
-    }  # fmt: skip
+        "color": channel | {"scale": {"domain": names, "range": colours}},
+        "strokeDash": channel | {"scale": {"domain": names, "range": dashes}},
+    }
 
 
 def axis(field: str, title: str, **more: Any) -> dict[str, Any]:
@@ -72,13 +61,7 @@ def log_axis(field: str, title: str, values: pd.Series) -> dict[str, Any]:
 def draw(table: pd.DataFrame, *layers: dict[str, Any], **channels: Any) -> str:
     """Return a chart as SVG that fills the width of its place, up to its own.
 
-    Parameters
-    ----------
-    table : DataFrame
-    *layers : dict
-        Marks, each with channels of its own if it has any.
-    **channels
-        Channels that all layers share.
+    `layers` are marks, each with channels of its own if it has any; they share `channels`.
     """
     specification = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -100,14 +83,7 @@ def lines_and_points(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return two layers: a line for each series, and its points, which have no dashes.
 
-    Parameters
-    ----------
-    channels : dict
-        Of both.
-    opacity : float
-        Of the lines.
-    **of_points
-        Channels of the points alone.
+    `opacity` is that of the lines, and `of_points` are channels of the points alone.
     """
     points = {key: value for key, value in channels.items() if key != "strokeDash"} | of_points
     return (
@@ -117,17 +93,9 @@ def lines_and_points(
 
 
 def learning_curves(table: pd.DataFrame, variants: Sequence[str], value: str, title: str) -> str:
-    """Draw a value over epochs: a line for each variant and seed.
+    """Draw the column `value` over epochs: a line for each variant and seed.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns variant, seed, epoch, and `value`.
-    variants : sequence of str
-    value : str
-        ``"loss"`` is drawn on a logarithmic scale, since it falls by orders of magnitude.
-    title : str
-        Of the axis, with the unit.
+    A ``"loss"`` is drawn on a logarithmic scale, since it falls by orders of magnitude.
     """
     shown = table[table[value] > 0]
     share = {"scale": {"zero": False}, "axis": {"format": ".1%", "tickCount": 5}}
@@ -137,18 +105,14 @@ def learning_curves(table: pd.DataFrame, variants: Sequence[str], value: str, ti
         x=axis("epoch", "epoch"),
         y=log_axis(value, title, shown[value]) if value == "loss" else axis(value, title, **share),
         detail={"field": "seed", "type": "nominal"},
-        **series_channels("variant", variants),
+        **series_channels(variants),
     )
 
 
 def calibration(table: pd.DataFrame, variants: Sequence[str]) -> str:
     """Draw accuracy against confidence; a perfectly calibrated model lies on the diagonal.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns variant, seed, confidence, accuracy and images.
-    variants : sequence of str
+    The table has the columns variant, seed, confidence, accuracy and images.
     """
     share = {"scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 5}}
     diagonal = {
@@ -160,7 +124,7 @@ def calibration(table: pd.DataFrame, variants: Sequence[str]) -> str:
         "x": axis("confidence", "confidence", **share),
         "y": axis("accuracy", "accuracy", **share),
         "detail": {"field": "seed", "type": "nominal"},
-        **series_channels("variant", variants),
+        **series_channels(variants),
     }
     size = {
         "field": "images", "type": "quantitative", "legend": None,
@@ -170,15 +134,9 @@ def calibration(table: pd.DataFrame, variants: Sequence[str]) -> str:
 
 
 def memory(table: pd.DataFrame, variants: Sequence[str], budget_mb: float) -> str:
-    """Draw memory against the images in a batch, both on logarithmic scales.
+    """Draw memory against the images in a batch, both logarithmic, and the budget as a line.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns variant, images, peak_memory_mb.
-    variants : sequence of str
-    budget_mb : float
-        Drawn as a line.
+    The table has the columns variant, images and peak_memory_mb.
     """
     budget = {
         "data": {"values": [{"budget": budget_mb}]},
@@ -189,7 +147,7 @@ def memory(table: pd.DataFrame, variants: Sequence[str], budget_mb: float) -> st
     channels = {
         "x": log_axis("images", "images in a batch", shown["images"]),
         "y": log_axis("peak_memory_mb", "memory over the model, MB", shown["peak_memory_mb"]),
-        **series_channels("variant", variants),
+        **series_channels(variants),
     }
     return draw(shown, *lines_and_points(channels), budget)
 
@@ -199,16 +157,8 @@ def history(
 ) -> str:
     """Draw a metric over revisions, with its interval where it has one.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns variant, revision, value, low and high.
-    variants, revisions : sequence of str
-        Revisions in their order on the axis.
-    title : str
-        Of the metric, with the unit.
-    form : str
-        How to write its values, as d3-format has it.
+    The table has the columns variant, revision, value, low and high, the title has the unit, and
+    `form` is how to write the values, as d3-format has it.
     """
     channels = {
         "x": {
@@ -216,7 +166,7 @@ def history(
             "axis": {"labelAngle": -45, "labelLimit": 90, "grid": False},
         },
         "y": axis("value", title, scale={"zero": False}, axis={"format": form, "tickCount": 5}),
-        **series_channels("variant", variants),
+        **series_channels(variants),
     }  # fmt: skip
     lines, points = lines_and_points(channels)
     ends = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}

@@ -39,8 +39,8 @@ def table_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
             f"{_accuracy(each.before)} → {_accuracy(each.after)}",
             points(each.difference.value),
             f"{points(each.difference.low)} … {points(each.difference.high)}",
-            f"{len(each.fixed):,}" if not each.unpaired_because else "–",
-            f"{len(each.broken):,}" if not each.unpaired_because else "–",
+            "–" if each.unpaired_because else f"{len(each.fixed):,}",
+            "–" if each.unpaired_because else f"{len(each.broken):,}",
             f"{each.adjusted_p:.2g}",
             each.verdict + _how(each),
         ]
@@ -59,25 +59,22 @@ def _how(comparison: Comparison) -> str:
         return " (not paired)"
     if comparison.over_seeds:
         return " (over seeds)"
-    several = ["by_seed" in metrics for metrics in (comparison.before, comparison.after)]
-    return " (first seeds)" if any(several) else ""
+    several = "by_seed" in comparison.before or "by_seed" in comparison.after
+    return " (first seeds)" if several else ""
 
 
 def details(outcome: Outcome) -> list[str]:
     """Return what changed between the revisions, and which images flipped, line by line."""
     lines = []
     for each in outcome.comparisons:
-        facts = []
-        if each.unpaired_because:
-            facts.append(f"not paired: {each.unpaired_because}")
-        if each.changed:
-            facts.append(f"changed: {some(each.changed)}")
-        if each.fixed:
-            facts.append(f"fixed images: {some(each.fixed)}")
-        if each.broken:
-            facts.append(f"broken images: {some(each.broken)}")
-        if facts:
-            lines.append(f"{each.dataset} / {each.variant} at {each.revision}: {'; '.join(facts)}")
+        facts = {
+            "not paired": each.unpaired_because,
+            "changed": some(each.changed),
+            "fixed images": some(each.fixed),
+            "broken images": some(each.broken),
+        }
+        if told := "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact):
+            lines.append(f"{each.dataset} / {each.variant} at {each.revision}: {told}")
     return lines + outcome.notes
 
 
@@ -131,41 +128,28 @@ def short(revision: str) -> str:
 
 def _draw_history(measured: dict[str, dict[Key, Measured]], dataset: str) -> list[dict[str, str]]:
     """Return a chart of each metric of a data set over the revisions."""
-    rows = [
-        {"revision": short(revision), "variant": key[1]} | each.profile | each.metrics
-        | dict(zip(("accuracy_low", "accuracy_high"), accuracy_interval(each.metrics), strict=True))
-        for revision, by_key in measured.items()
-        for key, each in by_key.items()
-        if key[0] == dataset
-    ]  # fmt: skip
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    drawn: list[dict[str, str]] = []
+    rows = []
+    for revision, by_key in measured.items():
+        for key, each in by_key.items():
+            if key[0] == dataset:
+                low, high = accuracy_interval(each.metrics)
+                interval = {"accuracy_low": low, "accuracy_high": high}
+                names = {"revision": short(revision), "variant": key[1]}
+                rows.append(names | each.profile | each.metrics | interval)
+    table = pd.DataFrame(rows)
+    variants, revisions = table["variant"].unique().tolist(), [*map(short, measured)]
+    drawn = []
     for name, title, form in HISTORY:
-        values = [
-            {
-                "revision": row["revision"],
-                "variant": row["variant"],
-                "value": row[name],
-                "low": row.get(f"{name}_low", row[name]),
-                "high": row.get(f"{name}_high", row[name]),
-            }
-            for row in rows
-            if name in row
-        ]
-        if values:
-            names = [short(revision) for revision in measured]
-            svg = charts.history(pd.DataFrame(values), variants, names, title, form)
-            drawn.append(
-                render.figure(
-                    svg,
-                    title + (", with its 95 % interval" if name == "accuracy" else ""),
-                    f"{title} over the revisions",
-                    ", ".join(
-                        f"{each['variant']} at {each['revision']} {each['value']:.4g}"
-                        for each in values
-                    ),
-                )
+        if name in table:
+            known = table.dropna(subset=name)
+            ends = {end: known.get(f"{name}_{end}", known[name]) for end in ("low", "high")}
+            known = known[["revision", "variant"]].assign(value=known[name], **ends)
+            caption = title + (", with its 95 % interval" if name == "accuracy" else "")
+            values = ", ".join(
+                f"{each.variant} at {each.revision} {each.value:.4g}" for each in known.itertuples()
             )
+            svg = charts.history(known, variants, revisions, title, form)
+            drawn.append(render.figure(svg, caption, f"{title} over the revisions", values))
     return drawn
 
 

@@ -17,15 +17,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **content: Any) -> str:
-    """Return a filled-in template; in HTML all text but the charts is escaped.
-
-    Parameters
-    ----------
-    template : str
-        A file in `TEMPLATES`.
-    **content
-        Its variables.
-    """
+    """Return a filled-in template; in HTML all text but the charts is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=template.endswith(".html"),
@@ -38,18 +30,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def figure(svg: str, caption: str, shows: str, values: str = "") -> dict[str, str]:
-    """Return a chart for a page.
-
-    Parameters
-    ----------
-    svg : str
-        From `pipeline.page.charts`; it goes into the page unchanged.
-    caption : str
-    shows : str
-        Description for screen readers.
-    values : str
-        The most important values, likewise.
-    """
+    """Return a chart for a page, with what it shows, and the main values, for screen readers."""
     label = f"Chart of {shows}" + (f": {values}" if values else "")
     # Vega escapes the text in a chart.
     return {"svg": Markup(svg), "caption": caption, "label": label}  # noqa: S704

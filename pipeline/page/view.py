@@ -34,6 +34,8 @@ NOTES = (
     "Intervals are Wilson's over test images, or Student's over seeds if there are several. Loss "
     "is the mean cross-entropy in nats; the calibration error is the expected one over 15 bins."
 )
+TRAINING_CAPTION = "Training loss, averaged over the steps before each point"
+VALIDATION_CAPTION = "Accuracy on the validation split, after each epoch"
 PAIR_NOTES = (
     "Image by image: McNemar's exact test, or Welch's over seeds where both variants have several. "
     "p-values are adjusted for the number of pairs by Holm's method; below 0.05 a difference is "
@@ -67,16 +69,21 @@ def make_view(
     results = by_errors(results)
     names = [result.variant for result in results]
     shown: int = settings["report"]["mistakes_shown"]
-    classes = range(summary["classes"])
+    budget_mb: float = settings["evaluate"]["memory_budget_mb"]
+    classes: int = summary["classes"]
+    matrices = {each.variant: each.predictions.confusion_matrix(classes) for each in results}
 
     def joined(table: str) -> pd.DataFrame:
-        tables: list[pd.DataFrame] = [
-            getattr(each, table).assign(variant=each.variant) for each in results
-        ]
-        return pd.concat(tables, ignore_index=True)
+        tables: dict[str, pd.DataFrame] = {each.variant: getattr(each, table) for each in results}
+        return pd.concat([each.assign(variant=name) for name, each in tables.items()])
 
-    budget_mb: float = settings["evaluate"]["memory_budget_mb"]
-    matrices = {each.variant: each.predictions.confusion_matrix(len(classes)) for each in results}
+    def curve(split: str, value: str, form: str, caption: str) -> dict[str, str]:
+        table, title = joined(f"{split}_curve"), f"{split} {value}"
+        last = table.groupby("variant").tail(1)
+        ends = (f"{each['variant']} {each[value]:{form}}" for each in last.to_dict("records"))
+        svg = charts.learning_curves(table, names, value, title)
+        return figure(svg, caption, f"{title} over epochs", f"at the end {', '.join(ends)}")
+
     return {
         "dataset": dataset,
         "images": results[0].metrics["n"],
@@ -91,20 +98,8 @@ def make_view(
         "pair_rows": pair_rows(pairs),
         "pair_notes": PAIR_NOTES,
         "curves": [
-            figure(
-                charts.learning_curves(joined("training_curve"), names, "loss", "training loss"),
-                "Training loss, averaged over the steps before each point",
-                "training loss over epochs",
-                _last(results, "training_curve", "loss", ".4f"),
-            ),
-            figure(
-                charts.learning_curves(
-                    joined("validation_curve"), names, "accuracy", "validation accuracy"
-                ),
-                "Accuracy on the validation split, after each epoch",
-                "validation accuracy over epochs",
-                _last(results, "validation_curve", "accuracy", ".2%"),
-            ),
+            curve("training", "loss", ".4f", TRAINING_CAPTION),
+            curve("validation", "accuracy", ".2%", VALIDATION_CAPTION),
         ],
         "calibration": figure(
             charts.calibration(joined("calibration"), names),
@@ -121,7 +116,7 @@ def make_view(
             f"Memory by images in a batch; the dotted line is the budget of {budget_mb:g} MB",
             "memory against images in a batch",
         ),
-        "classes": [str(label) for label in classes],
+        "classes": [str(label) for label in range(classes)],
         "confusion": matrices,
         "heats": {name: _heats(matrix) for name, matrix in matrices.items()},
         "recall_rows": [
@@ -148,9 +143,9 @@ def summarise(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
         f"{metrics['n']:,} ({percent(metrics['accuracy'])} accuracy"
         f"{f', mean of {best.seeds} seeds' if best.seeds > 1 else ''})"
     )
-    others = [pair for pair in pairs if pair.first == best.variant]
-    worse = [pair.second for pair in others if pair.verdict == "worse"]
-    similar = [pair.second for pair in others if pair.verdict != "worse"]
+    others = {pair.second: pair.verdict for pair in pairs if pair.first == best.variant}
+    worse = [name for name, verdict in others.items() if verdict == "worse"]
+    similar = [name for name in others if name not in worse]
     if worse:
         sentence += f"; it is better than {listed(worse)}"
     if similar:
@@ -165,44 +160,35 @@ def summarise(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
 
 def result_rows(results: Sequence[Result]) -> list[list[str]]:
     """Return the results of each variant, under `RESULT_HEADER`."""
-    rows = []
-    for result in results:
-        metrics = result.metrics
-        accuracy = mean_percent(metrics["accuracy"], metrics.get("accuracy_deviation"))
-        if result.seeds > 1:
-            accuracy += f", {result.seeds} seeds"
-        rows.append(
-            [
-                result.variant,
-                accuracy,
-                " – ".join(map(percent, accuracy_interval(metrics))),
-                count(metrics["errors"]),
-                f"{metrics['nll']:.4f}",
-                f"{metrics['ece']:.4f}",
-                f"{result.training['parameters']:,}",
-                f"{result.training['epochs']:.2f}",
-            ]
-        )
-    return rows
+    return [
+        [
+            each.variant,
+            mean_percent(each.metrics["accuracy"], each.metrics.get("accuracy_deviation"))
+            + (f", {each.seeds} seeds" if each.seeds > 1 else ""),
+            " – ".join(map(percent, accuracy_interval(each.metrics))),
+            count(each.metrics["errors"]),
+            f"{each.metrics['nll']:.4f}",
+            f"{each.metrics['ece']:.4f}",
+            f"{each.training['parameters']:,}",
+            f"{each.training['epochs']:.2f}",
+        ]
+        for each in results
+    ]
 
 
 def speed_rows(results: Sequence[Result]) -> list[list[str]]:
     """Return the speed and memory of each variant, under `SPEED_HEADER`."""
-    rows = []
-    for result in results:
-        profile = result.profile
-        speed = profile["training_images_per_second"]
-        rows.append(
-            [
-                result.variant,
-                duration(result.training["samples"] / speed),
-                f"{speed:,.0f}",
-                f"{profile['evaluation_images_per_second']:,.0f}",
-                f"{profile['peak_memory_mb']:,.0f} MB in chunks of {profile['chunk_size']:,}",
-                _one_batch(result),
-            ]
-        )
-    return rows
+    return [
+        [
+            each.variant,
+            duration(each.training["samples"] / each.profile["training_images_per_second"]),
+            f"{each.profile['training_images_per_second']:,.0f}",
+            f"{each.profile['evaluation_images_per_second']:,.0f}",
+            f"{each.profile['peak_memory_mb']:,.0f} MB in chunks of {each.profile['chunk_size']:,}",
+            _one_batch(each),
+        ]
+        for each in results
+    ]
 
 
 def _one_batch(result: Result) -> str:
@@ -262,13 +248,6 @@ def _recall(matrix: NDArray[np.int64], label: int) -> float | None:
     """Return the share of a class's images that are classified correctly; None if it has none."""
     images = matrix[label].sum()
     return float(matrix[label, label] / images) if images else None
-
-
-def _last(results: Sequence[Result], table: str, column: str, form: str) -> str:
-    values = (getattr(each, table)[column].iloc[-1] for each in results)
-    return "at the end " + ", ".join(
-        f"{each.variant} {value:{form}}" for each, value in zip(results, values, strict=True)
-    )
 
 
 def _mistakes(result: Result, shown: int, test: SplitReader) -> list[dict[str, Any]]:
