@@ -30,21 +30,10 @@ def evaluate(
     mistakes: IO[str],
     progress: Progress,
 ) -> Totals:
-    """Evaluate a model on a whole test set.
+    """Evaluate a model, trained with `seed`, on a whole test set in chunks of `chunk_size` images.
 
-    Parameters
-    ----------
-    loaded : LoadedModel
-    seed : int
-        The one that it was trained with.
-    reader : SplitReader
-        The test split.
-    chunk_size : int
-        Images per chunk.
-    predictions, mistakes : text file
-        Receive a CSV row under `COLUMNS` for each image, and for each misclassified image.
-    progress : Progress
-        Advanced by images.
+    Each image has a CSV row under `COLUMNS` in `predictions`, each misclassified one in `mistakes`
+    too; each advances `progress` by one.
     """
     totals = Totals(loaded.description.classes)
     forward = ChunkedForward(loaded.network, chunk_size, memory_per_image(loaded))
@@ -64,39 +53,30 @@ def evaluate(
 
 def summarise(totals: Mapping[int, Totals], precision: str) -> dict[str, Any]:
     """Return the metrics over seeds, and a warning if a seed is no better than chance."""
-    by_chance = [str(seed) for seed, each in totals.items() if each.is_chance]
-    warning = f"no better than chance with seed {', '.join(by_chance)}"
-    return {
-        **({"warning": warning} if by_chance else {}),
-        "precision": precision,
-        **over_seeds({seed: each.metrics() for seed, each in totals.items()}),
-    }
+    by_chance = ", ".join(str(seed) for seed, each in totals.items() if each.is_chance)
+    warning = {"warning": f"no better than chance with seed {by_chance}"} if by_chance else {}
+    metrics = over_seeds({seed: each.metrics() for seed, each in totals.items()})
+    return {**warning, "precision": precision, **metrics}
 
 
 def calibration(totals: Mapping[int, Totals]) -> str:
     """Return the calibration curves as CSV: a row for each seed and bin of confidence."""
     rows = [
-        (seed, f"{confidence:.6f}", f"{accuracy:.6f}", images)
+        f"{seed},{confidence:.6f},{accuracy:.6f},{images}\n"
         for seed, each in totals.items()
         for confidence, accuracy, images in each.calibration()
     ]
-    lines = [("seed", "confidence", "accuracy", "images"), *rows]
-    return "".join(",".join(map(str, line)) + "\n" for line in lines)
+    return "".join(["seed,confidence,accuracy,images\n", *rows])
 
 
 def load_for(reader: SplitReader, path: Path, precision: str) -> LoadedModel:
-    """Load a model that takes images of the test set's shape.
-
-    Raises
-    ------
-    EvaluationError
-        If it takes images of another shape.
-    """
+    """Load a model; an EvaluationError if it takes images of another shape than the test set's."""
     loaded = storage.load(path, precision)
-    if tuple(loaded.description.image_shape) != reader.image_shape:
+    expected = tuple(loaded.description.image_shape)
+    if expected != reader.image_shape:
         raise EvaluationError(
-            f"{path}: expects images of {tuple(loaded.description.image_shape)}, the test images "
-            f"are {reader.image_shape}; train it again on this data set"
+            f"{path}: expects images of {expected}, the test images are {reader.image_shape}; "
+            "train it again on this data set"
         )
     return loaded
 
@@ -106,27 +86,22 @@ def main(dataset: str, variant: str) -> None:
     params = Params()
     settings: Evaluate = params.get("evaluate", Evaluate)
     seeds = storage.trained_seeds(paths.models(dataset, variant))
+    precision = find_device().precision(settings.precision)
     totals = {}
-    with SplitReader(paths.prepared(dataset, "test")) as reader:
-        precision = find_device().precision(settings.precision)
-        with (
-            Progress(
-                f"evaluate {dataset}/{variant}",
-                len(reader) * len(seeds),
-                "images",
-                rate_unit="images",
-            ) as progress,
-            whole_file(paths.predictions(dataset, variant), "w") as predictions,
-            whole_file(paths.mistakes(dataset, variant), "w") as mistakes,
-        ):
-            for table in (predictions, mistakes):
-                table.write(",".join(COLUMNS) + "\n")
-            for seed in seeds:
-                loaded = load_for(reader, paths.model(dataset, variant, seed), precision)
-                chunk_size = choose_chunk_size(loaded, settings, len(reader))
-                totals[seed] = evaluate(
-                    loaded, seed, reader, chunk_size, predictions, mistakes, progress
-                )
+    with (
+        SplitReader(paths.prepared(dataset, "test")) as reader,
+        Progress(
+            f"evaluate {dataset}/{variant}", len(reader) * len(seeds), "images", rate_unit="images"
+        ) as progress,
+        whole_file(paths.predictions(dataset, variant), "w") as predictions,
+        whole_file(paths.mistakes(dataset, variant), "w") as mistakes,
+    ):
+        for table in (predictions, mistakes):
+            table.write(",".join(COLUMNS) + "\n")
+        for seed in seeds:
+            loaded = load_for(reader, paths.model(dataset, variant, seed), precision)
+            size = choose_chunk_size(loaded, settings, len(reader))
+            totals[seed] = evaluate(loaded, seed, reader, size, predictions, mistakes, progress)
     metrics = summarise(totals, precision)
     write_text(paths.calibration(dataset, variant), calibration(totals))
     write_json(paths.metrics(dataset, variant), metrics)

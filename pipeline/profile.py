@@ -4,12 +4,11 @@ The results are measurements: git keeps them, and they change only when this sta
 settings do. Weights do not matter to them, so nothing needs to be trained.
 """
 
-import itertools
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import PositiveInt
@@ -19,7 +18,7 @@ from pipeline.core.files import write_json, write_text
 from pipeline.core.params import Params
 from pipeline.core.progress import Progress
 from pipeline.core.stage import require_unchanged, run_stage
-from pipeline.datasets.splits import Classes, SplitReader
+from pipeline.datasets.splits import Classes, Split, SplitReader
 from pipeline.network.build import Description, LoadedModel, build, build_for_inference
 from pipeline.network.chunks import MB, Evaluate, Profile
 from pipeline.network.device import find_device
@@ -55,8 +54,8 @@ def measure_memory(
     chunk_size : int
         Batches up to this one always run, as evaluation runs them.
     free_mb : float
-        Free memory in megabytes. A larger batch is skipped if extrapolation from the previous one
-        predicts more than half of it.
+        A larger batch is skipped if extrapolation from the previous one predicts more than half of
+        this free memory.
     progress : Progress
         Advanced by images.
     """
@@ -80,8 +79,9 @@ def training_speed(
     device = find_device()
     with device.strategy(batch_size).scope():
         learner = Learner(build(description, precision=precision), batch_size)
+        images, labels = _batch(reader, batch_size)
         seconds = []
-        for images, labels in itertools.islice(_batches(reader, batch_size), steps + 1):
+        for _ in range(steps + 1):
             begin = time.perf_counter()
             learner.learn(images, labels, 1e-4)
             learner.first_bad_step  # noqa: B018 - waits for the step
@@ -89,12 +89,9 @@ def training_speed(
     return batch_size / statistics.median(seconds[1:])
 
 
-def _batches(reader: SplitReader, batch_size: int) -> Iterator[tuple[Any, Any]]:
-    """Yield batches of a split without end; what is learnt from them does not matter."""
-    images, labels = reader.read(0, batch_size)
-    repeats = -(-batch_size // len(labels))
-    images, labels = (np.concatenate([each] * repeats)[:batch_size] for each in (images, labels))
-    yield from itertools.repeat((images, labels))
+def _batch(reader: SplitReader, size: int) -> Split:
+    """Return a batch of a split, whose images are repeated if it has too few."""
+    return Split(*(np.resize(each, (size, *each.shape[1:])) for each in reader.read(0, size)))
 
 
 def profile(

@@ -75,7 +75,7 @@ def test_a_batch_may_be_larger_than_the_test_set(prepared: Path) -> None:
     """Training is timed with the variant's own batches, however small the test set is."""
     description = describe(network({"type": "dense", "units": 4}), (12, 12, 1), classes=3)
     with SplitReader(paths.prepared("tiny", "test")) as reader:
-        images, labels = next(profile._batches(reader, 130))
+        images, labels = profile._batch(reader, 130)
         assert (len(images), len(labels)) == (130, 130)
         assert profile.training_speed(description, 130, 2, "float32", reader) > 0
 
