@@ -27,33 +27,32 @@ from pipeline.core.files import write_json, write_text
 RESULTS = ROOT / "benchmarks/results.json"
 PAGE = ROOT / "docs/benchmarks.md"
 VARIANTS = ("alexnet_norm", "alexnet_dropout", "lenet5")
+Entries = Callable[[str], Sequence[throughput.Entry]]
 
 
-def _compare(
-    entries: Callable[[str], Sequence[throughput.Entry]], tasks: Sequence[str], rounds: int
-) -> dict[str, Any]:
-    return {
-        variant: {
+def _each_variant(measure: Callable[[str], Any]) -> dict[str, Any]:
+    return {variant: measure(variant) for variant in VARIANTS}
+
+
+def _compare(entries: Entries, tasks: Sequence[str], rounds: int) -> dict[str, Any]:
+    return _each_variant(
+        lambda variant: {
             task: throughput.measure(variant, task, entries(variant), rounds) for task in tasks
         }
-        for variant in VARIANTS
-    }
+    )
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "throughput": lambda flags: _compare(throughput.entries, throughput.TASKS, flags.rounds),
     "levers": lambda flags: _compare(levers.entries, ("train",), flags.rounds),
-    "kernels": lambda _: {
-        variant: {task: kernels.measure(variant, task) for task in throughput.TASKS}
-        for variant in VARIANTS
-    },
-    "chunks": lambda flags: {
-        variant: chunks.measure(variant, flags.patience) for variant in VARIANTS
-    },
+    "kernels": lambda _: _each_variant(
+        lambda variant: {task: kernels.measure(variant, task) for task in throughput.TASKS}
+    ),
+    "chunks": lambda flags: _each_variant(lambda variant: chunks.measure(variant, flags.patience)),
     "scale": lambda _: [row for images in chunks.SET_SIZES for row in scale.measure(images)],
     "overhead": lambda flags: overhead.measure(flags.rounds),
     "graphs": lambda flags: graphs.measure(flags.rounds),
-    "checkpoints": lambda _: {variant: checkpoints.measure(variant) for variant in VARIANTS},
+    "checkpoints": lambda _: _each_variant(checkpoints.measure),
 }
 
 

@@ -40,12 +40,8 @@ def write_random_split(folder: Path, images: int) -> None:
     with split_writer(folder, images, IMAGE_SHAPE) as write:
         for start in range(0, images, BLOCK):
             count = min(BLOCK, images - start)
-            write(
-                Split(
-                    random.integers(0, 256, (count, *IMAGE_SHAPE), dtype=np.uint8),
-                    random.integers(0, CLASSES, count, dtype=np.uint8),
-                )
-            )
+            pixels = random.integers(0, 256, (count, *IMAGE_SHAPE), dtype=np.uint8)
+            write(Split(pixels, random.integers(0, CLASSES, count, dtype=np.uint8)))
 
 
 def measure_apart(
@@ -55,21 +51,14 @@ def measure_apart(
 
     Parameters
     ----------
-    variant : str
-        Evaluated with its initial weights.
-    test : Path
-        The folder of a test split.
+    variant, test
+        Evaluated with its initial weights, on the split in this folder.
     chunk_size : int
         0 for the one that the pipeline chooses.
     limit_mb : int
         Address space allowed on top of the loaded model; 0 for no limit.
     plain : bool
         Pass all images to the network at once instead, and return the errors alone.
-
-    Raises
-    ------
-    RuntimeError
-        If that process fails.
     """
     request = json.dumps([variant, str(test), chunk_size, limit_mb, plain])
     result: dict[str, Any] = run_module("benchmarks.chunks", request)
@@ -78,22 +67,13 @@ def measure_apart(
 
 
 def measure(variant: str, patience: float) -> dict[str, list[dict[str, Any]]]:
-    """Return a row for each chunk size, and for each test-set size.
-
-    Parameters
-    ----------
-    variant : str
-    patience : float
-        Seconds; test sets that would take longer are skipped.
-    """
+    """Return a row for each chunk size, and for each test set that takes no more seconds."""
     by_images: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_random_split(folder, SWEEP_IMAGES[variant])
-        by_chunk = [
-            measure_apart(variant, folder, size) | {"chosen": not size}
-            for size in (*CHUNK_SIZES, 0)
-        ]
+        sizes = (*CHUNK_SIZES, 0)
+        by_chunk = [measure_apart(variant, folder, size) | {"chosen": not size} for size in sizes]
         for images in SET_SIZES:
             if by_images and images / by_images[-1]["images_per_second"] > patience:
                 break
@@ -102,9 +82,7 @@ def measure(variant: str, patience: float) -> dict[str, list[dict[str, Any]]]:
     return {"by_chunk": by_chunk, "by_images": by_images}
 
 
-def _measure(
-    variant: str, test: Path, chunk_size: int, limit_mb: int, plain: bool
-) -> dict[str, Any]:
+def _measure(variant: str, test: Path, size: int, limit_mb: int, plain: bool) -> dict[str, Any]:
     settings: Evaluate = Params().get("evaluate", Evaluate)
     precision = find_device().precision(settings.precision)
     loaded = build_for_inference(read_variant(variant)[1], precision)
@@ -131,7 +109,7 @@ def _measure(
             totals.add(loaded.network(images).numpy(), labels)
             return {"errors": totals.errors}
         memory = PeakMemory()
-        size = chunk_size or choose_chunk_size(loaded, settings, len(reader))
+        size = size or choose_chunk_size(loaded, settings, len(reader))
         totals = evaluate.evaluate(loaded, 0, reader, size, predictions, mistakes, progress)
         [(forward, begin)] = ready
         seconds = time.perf_counter() - begin

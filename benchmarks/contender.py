@@ -24,18 +24,10 @@ Work = Callable[[int], int]
 
 
 class Contender(NamedTuple):
-    """A network in memory, ready to work.
+    """A network in memory, ready to work, with its number of weights and biases to be checked.
 
-    Attributes
-    ----------
-    parameters : int
-        The number of weights and biases, to be checked against the variant's.
-    versions : dict of str to str
-        Library versions.
-    work : callable
-        Runs that many training steps or inference batches, and returns the number of images.
-    multiply : callable
-        Multiplies that many matrices, and returns the number of operations.
+    ``work`` runs that many training steps or inference batches, and returns the number of images;
+    ``multiply`` multiplies that many matrices, and returns the number of operations.
     """
 
     parameters: int
@@ -69,12 +61,7 @@ def matrix_products(
 
 
 class TimedWork:
-    """Runs work for about as long as asked; the previous run says how much fits.
-
-    Parameters
-    ----------
-    work : callable
-    """
+    """Runs work for about as long as asked; the previous run says how much fits."""
 
     def __init__(self, work: Work) -> None:
         self.work = work

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,8 +75,7 @@ def measure(rounds: int) -> dict[str, Any]:
 def _once(folder: Path, case: Case, environment: dict[str, str]) -> tuple[float, float]:
     """Return the seconds of ``dvc repro`` and of the flow."""
     seconds = []
-    flow = ["dvc-flow", "--jobs", str(case.jobs)]
-    for command in (["dvc", "repro"], flow):
+    for command in (["dvc", "repro"], ["dvc-flow", "--jobs", str(case.jobs)]):
         root = folder / "repository"
         _make(root, case.stages)
         if case.again:
@@ -91,8 +90,7 @@ def _make(root: Path, stages: dict[str, Any]) -> None:
     (root / "f0").write_text("0\n")
     with open(root / "dvc.yaml", "w", encoding="utf-8") as file:
         YAML().dump({"stages": stages}, file)
-    commands: Sequence[Sequence[str]] = (("git", "init", "-q"), ("dvc", "init", "-q"))
-    for command in commands:
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
         subprocess.run(command, cwd=root, check=True)  # noqa: S603 - fixed commands
 
 

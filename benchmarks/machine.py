@@ -51,11 +51,7 @@ def replace(
 ) -> list[Mapping[str, Any]]:
     """Return the measurements with `new` first, in place of an older one from the same machine.
 
-    Parameters
-    ----------
-    measurements : sequence of dict
-        One per machine, described under ``"machine"`` as by `describe`.
-    new : dict
+    Each has under ``"machine"`` what `describe` returned there.
     """
 
     def hardware(measurement: Mapping[str, Any]) -> list[Any]:

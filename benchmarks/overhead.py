@@ -16,13 +16,9 @@ STAGES = ("download", "preprocess", "train", "evaluate", "profile", "report", "c
 DATASET, VARIANT = "digits", "lenet5"
 # The graph of one variant on the small data set.
 BARE = (
-    ("download", DATASET),
-    ("preprocess", DATASET),
-    ("train", DATASET, VARIANT),
-    ("evaluate", DATASET, VARIANT),
-    ("profile", DATASET, VARIANT),
-    ("report", DATASET),
-)
+    ("download", DATASET), ("preprocess", DATASET), ("train", DATASET, VARIANT),
+    ("evaluate", DATASET, VARIANT), ("profile", DATASET, VARIANT), ("report", DATASET),
+)  # fmt: skip
 
 
 def measure(rounds: int) -> dict[str, Any]:

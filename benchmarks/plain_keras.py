@@ -18,15 +18,8 @@ def layers(row: dict[str, Any]) -> list[keras.layers.Layer]:
     """Return the Keras layers for a layer of params.yaml."""
     match row["type"]:
         case "conv":
-            return [
-                keras.layers.Conv2D(
-                    row["filters"],
-                    row["kernel"],
-                    strides=row["stride"],
-                    padding=row["padding"],
-                    activation=row["activation"],
-                )
-            ]
+            settings = [row[name] for name in ("filters", "kernel", "stride", "padding")]
+            return [keras.layers.Conv2D(*settings, activation=row["activation"])]
         case "max_pool":
             return [keras.layers.MaxPooling2D(row["size"], row["stride"], row["padding"])]
         case "lrn":

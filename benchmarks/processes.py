@@ -41,14 +41,9 @@ def run(
         If the command fails; the message has its output.
     """
     done = subprocess.run(  # noqa: S603 - callers give fixed commands
-        [sys.executable, "-I", "-S", str(WATCH), *command],
-        cwd=folder,
-        env=os.environ | dict(environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=True,
-    )
+        [sys.executable, "-I", "-S", str(WATCH), *command], cwd=folder, check=True, text=True,
+        env=os.environ | dict(environment or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     output, _, last = done.stdout.rstrip("\n").rpartition("\n")
     code, seconds, peak_bytes = json.loads(last)
     if code:

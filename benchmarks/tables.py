@@ -1,7 +1,7 @@
 """docs/benchmarks.md: the tables of all machines, from results.json."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.page.text import markdown_table
 
@@ -18,12 +18,9 @@ it."""
 
 
 def page(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return the page in Markdown: a section for each part, the latest machine unfolded.
+    """Return the page in Markdown, from each part's measurements, the latest machine first.
 
-    Parameters
-    ----------
-    results : dict
-        By part, the measurement of each machine, the latest first.
+    A part is a section; its latest machine is unfolded.
     """
     sections = [INTRODUCTION]
     for part, (title, note, table) in SECTIONS.items():
@@ -50,28 +47,26 @@ def _origin(measurement: Mapping[str, Any]) -> str:
     )
 
 
+def _cells(form: str, values: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a row, which the form names with bars between them."""
+    return form.format_map(values).split(" | ")
+
+
 def throughput(figures: Mapping[str, Any]) -> str:
     """Return a table for each variant and task."""
     header = ["", "images/s", "range", "speed-up", "GFLOP/s", "of a matrix product"]
     sections = []
     for variant, tasks in figures.items():
         for task, measured in tasks.items():
-            contenders = measured["contenders"]
-            ours = contenders[OURS]["images_per_second"]
+            ours = measured["contenders"][OURS]["images_per_second"]
             rows = []
-            for name, each in contenders.items():
+            for name, each in measured["contenders"].items():
                 speed = each["images_per_second"]
                 work = speed["median"] * measured["operations_per_image"] / 1e9
-                rows.append(
-                    [
-                        name,
-                        f"{speed['median']:,.0f}",
-                        f"{speed['low']:,.0f} – {speed['high']:,.0f}",
-                        "" if name == OURS else f"{ours['median'] / speed['median']:.2f}",
-                        f"{work:,.0f}",
-                        f"{work / each['gigaflops']['median']:.0%}",
-                    ]
-                )
+                speed_up = "" if name == OURS else f"{ours['median'] / speed['median']:.2f}"
+                share = f"{work / each['gigaflops']['median']:.0%}"
+                cells = _cells("{median:,.0f} | {low:,.0f} – {high:,.0f}", speed)
+                rows.append([name, *cells, speed_up, f"{work:,.0f}", share])
             title = f"**`{variant}`, {TITLES[task]}**, median of {ours['repeats']} rounds:"
             sections += [title, markdown_table(rows, header)]
     return "\n\n".join(sections)
@@ -79,61 +74,35 @@ def throughput(figures: Mapping[str, Any]) -> str:
 
 def kernels(figures: Mapping[str, Any]) -> str:
     """Return the kinds of kernels that take most of the time, with their shares."""
-    rows = [
-        [
-            f"`{variant}`",
-            TITLES[task],
-            ", ".join(
-                f"{kind.removeprefix('_')} {share:.1%}"
-                for kind, share in shares.items()
-                if share >= SMALLEST_SHARE
-            ),
-        ]
-        for variant, tasks in figures.items()
-        for task, shares in tasks.items()
-    ]
+    rows = []
+    for variant, tasks in figures.items():
+        for task, shares in tasks.items():
+            large = {kind: share for kind, share in shares.items() if share >= SMALLEST_SHARE}
+            told = ", ".join(f"{kind.removeprefix('_')} {each:.1%}" for kind, each in large.items())
+            rows.append([f"`{variant}`", TITLES[task], told])
     return markdown_table(rows, ["", "", "kernels"])
 
 
 def chunks(figures: Mapping[str, Any]) -> str:
     """Return speed and memory by chunk size, and by test-set size."""
-
-    def cells(row: Mapping[str, Any]) -> list[str]:
-        return [f"{row['images_per_second']:,.0f}", f"{row['peak_memory_mb']:,.0f} MB"]
-
-    by_chunk = [
-        [
-            f"`{variant}`",
-            f"**{row['chunk_size']:,}** (chosen)" if row["chosen"] else f"{row['chunk_size']:,}",
-            *cells(row),
-        ]
-        for variant, rows in figures.items()
-        for row in sorted(rows["by_chunk"], key=lambda row: int(row["chunk_size"]))
-    ]
-    by_images = [
-        [f"`{variant}`", f"{row['images']:,}", *cells(row)]
-        for variant, rows in figures.items()
-        for row in rows["by_images"]
-    ]
+    form = "{images_per_second:,.0f} | {peak_memory_mb:,.0f} MB"
+    by_chunk, by_images = [], []
+    for variant, rows in figures.items():
+        for row in sorted(rows["by_chunk"], key=lambda row: int(row["chunk_size"])):
+            size = "**{chunk_size:,}** (chosen) | " if row["chosen"] else "{chunk_size:,} | "
+            by_chunk.append([f"`{variant}`", *_cells(size + form, row)])
+        for row in rows["by_images"]:
+            by_images.append([f"`{variant}`", *_cells("{images:,} | " + form, row)])
     header = ["images/s", "peak memory"]
-    return "\n\n".join(
-        [
-            markdown_table(by_chunk, ["", "chunk size", *header]),
-            markdown_table(by_images, ["", "test images", *header]),
-        ]
-    )
+    first = markdown_table(by_chunk, ["", "chunk size", *header])
+    return first + "\n\n" + markdown_table(by_images, ["", "test images", *header])
 
 
 def scale(figures: Sequence[Mapping[str, Any]]) -> str:
     """Return time and memory of whole stages by number of images."""
+    form = "{stage} | {images:,} | {seconds:,.1f} s | {each:,.1f} µs | {peak_memory_mb:,.0f} MB"
     rows = [
-        [
-            row["stage"],
-            f"{row['images']:,}",
-            f"{row['seconds']:,.1f} s",
-            f"{row['seconds'] / row['images'] * 1e6:,.1f} µs",
-            f"{row['peak_memory_mb']:,.0f} MB",
-        ]
+        _cells(form, {**row, "each": row["seconds"] / row["images"] * 1e6})
         for row in sorted(figures, key=lambda row: (str(row["stage"]), int(row["images"])))
     ]
     return markdown_table(rows, ["stage", "images", "time", "per image", "peak memory"])
@@ -141,12 +110,10 @@ def scale(figures: Sequence[Mapping[str, Any]]) -> str:
 
 def overhead(figures: Mapping[str, Any]) -> str:
     """Return the seconds of start-up and of orchestration."""
+    form = "{median:.2f} s | {low:.2f} – {high:.2f} s"
     return "\n\n".join(
         markdown_table(
-            [
-                [name, f"{each['median']:.2f} s", f"{each['low']:.2f} – {each['high']:.2f} s"]
-                for name, each in figures[kind].items()
-            ],
+            [[name, *_cells(form, each)] for name, each in figures[kind].items()],
             [title, "median", "range"],
         )
         for kind, title in (("start_up", "import of"), ("orchestration", "run of"))
@@ -155,82 +122,62 @@ def overhead(figures: Mapping[str, Any]) -> str:
 
 def graphs(figures: Mapping[str, Any]) -> str:
     """Return the seconds of ``dvc repro`` and of the flow, and their ratio."""
-    return markdown_table(
-        [
-            [title, f"{each['dvc']:.2f} s", f"{each['flow']:.2f} s", f"{each['ratio']:.2f}",
-             f"{each['target']:g}"]
-            for title, each in figures.items()
-        ],
-        ["graph", "dvc repro", "dvc-flow", "ratio", "at most"],
-    )  # fmt: skip
+    form = "{dvc:.2f} s | {flow:.2f} s | {ratio:.2f} | {target:g}"
+    rows = [[title, *_cells(form, each)] for title, each in figures.items()]
+    return markdown_table(rows, ["graph", "dvc repro", "dvc-flow", "ratio", "at most"])
 
 
 def checkpoints(figures: Mapping[str, Any]) -> str:
     """Return the share of checkpoints in training time."""
-    rows = [
-        [
-            f"`{variant}`",
-            f"{each['seconds']:,.1f} s",
-            str(each["saves"]),
-            f"{each['saving_seconds']:.2f} s",
-            f"{each['share']:.2%}",
-        ]
-        for variant, each in figures.items()
-    ]
+    form = "{seconds:,.1f} s | {saves} | {saving_seconds:.2f} s | {share:.2%}"
+    rows = [[f"`{variant}`", *_cells(form, each)] for variant, each in figures.items()]
     return markdown_table(rows, ["", "training", "checkpoints", "time to save", "share"])
 
 
-class Section(NamedTuple):
-    """A section of the page: its title, how to read it, and how to make its tables."""
-
-    title: str
-    note: str
-    table: Callable[[Any], str]
-
-
-SECTIONS = {
-    "throughput": Section(
+# Of each section: its title, how to read it, and what makes its tables.
+SECTIONS: dict[str, tuple[str, str, Callable[[Any], str]]] = {
+    "throughput": (
         "Throughput",
         "The contenders run in rotation, three seconds at a time. The speed-up is this project's\n"
         "throughput over the contender's. GFLOP/s counts convolutions and dense layers; the last\n"
         "column compares it with a product of two 2,048 × 2,048 matrices in the same process.",
         throughput,
     ),
-    "levers": Section(
+    "levers": (
         "What each measure gains",
         "Training with one measure turned off at a time; the speed-up is what the measure gains.",
         throughput,
     ),
-    "kernels": Section(
+    "kernels": (
         "Kernels",
         "Shares of this project's kernel time, by TensorFlow's profiler; shares below "
         f"{SMALLEST_SHARE:.0%} are left out.",
         kernels,
     ),
-    "chunks": Section(
+    "chunks": (
         "Evaluation by chunk and test set",
         "Each row is a process of its own. Memory is on top of the loaded model.",
         chunks,
     ),
-    "scale": Section(
+    "scale": (
         "Scale",
         "Whole processes of real stages, start-up included, with `lenet5` and images of MNIST's\n"
         "shape. Preprocessing counts training and test images.",
         scale,
     ),
-    "overhead": Section(
+    "overhead": (
         "Start-up and orchestration",
         "Whole processes: a stage's imports; then all stages of `lenet5` on the digits, as bare\n"
         "commands, by `dvc repro` and by the Prefect flow.",
         overhead,
     ),
-    "graphs": Section(
+    "graphs": (
         "Any DVC project",
         "Whole processes on graphs whose stages do next to nothing, `dvc repro` and `dvc-flow` in\n"
         "turns; medians. Prefect's server is running on the same cores.",
         graphs,
     ),
-    "checkpoints": Section(
+    "checkpoints": (
         "Checkpoints",
         "Training on the digits with a checkpoint every minute, and one at the end.",
         checkpoints,

@@ -7,8 +7,8 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from benchmarks.machine import spread
 from pipeline.core.params import Params
@@ -24,13 +24,12 @@ WORK_SECONDS = 3.0
 MULTIPLY_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A contender's name, its command, and the environment variables to set."""
 
     name: str
     command: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = MappingProxyType({})
 
 
 def _python(module: str, *flags: str, python: str = sys.executable) -> list[str]:
@@ -62,17 +61,11 @@ def entries(_variant: str) -> tuple[Entry, ...]:
 
 
 class Worker:
-    """A contender's process, warmed up.
-
-    Attributes
-    ----------
-    hello : dict
-        The contender's number of parameters and library versions.
-    """
+    """A contender's process, warmed up."""
 
     def __init__(self, process: subprocess.Popen[str], request: Mapping[str, Any]) -> None:
         self.process = process
-        self.hello: dict[str, Any] = self._ask(request)
+        self.hello: dict[str, Any] = self._ask(request)  # number of parameters, and versions
 
     def run(self, what: str, seconds: float) -> float:
         """Return images per second of ``"work"``, or operations per second of ``"multiply"``."""
@@ -93,15 +86,12 @@ class Worker:
 @contextmanager
 def started(entry: Entry, request: Mapping[str, Any]) -> Iterator[Worker]:
     """Start a contender, and kill it when the block ends."""
-    environment = {
-        name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"
-    }
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment.pop("TF_ENABLE_ONEDNN_OPTS", None)
+    environment |= entry.environment
+    pipe = subprocess.PIPE
     process = subprocess.Popen(  # noqa: S603 - commands of this package
-        entry.command,
-        env=environment | {"TF_CPP_MIN_LOG_LEVEL": "3"} | dict(entry.environment),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        entry.command, env=environment, stdin=pipe, stdout=pipe, text=True
     )
     try:
         yield Worker(process, request)
@@ -117,14 +107,14 @@ def count_operations(placed: Sequence[PlacedLayer], task: str) -> int:
     weights and inputs, but the first layer needs no gradient of its inputs.
     """
     multiply_adds = []
-    channels, before = IMAGE_SHAPE.channels, IMAGE_SHAPE.size
+    before = IMAGE_SHAPE
     for place in placed:
         layer, shape = place.layer, place.shape
         if isinstance(layer, Conv):
-            multiply_adds.append(shape.size * layer.kernel**2 * channels)
+            multiply_adds.append(shape.size * layer.kernel**2 * before.channels)
         elif isinstance(layer, Dense):
-            multiply_adds.append(shape.size * before)
-        channels, before = shape.channels, shape.size
+            multiply_adds.append(shape.size * before.size)
+        before = shape
     if task == "train":
         return 2 * (3 * sum(multiply_adds) - multiply_adds[0])
     return 2 * sum(multiply_adds)
@@ -133,40 +123,23 @@ def count_operations(placed: Sequence[PlacedLayer], task: str) -> int:
 def read_variant(name: str) -> tuple[Variant, Description]:
     """Return a variant of params.yaml, and its description for images of MNIST's shape."""
     row: Variant = Params().get(f"variants.{name}", Variant)
-    return row, Description(
-        dataset="random",
-        variant=name,
-        image_shape=list(IMAGE_SHAPE),
-        classes=CLASSES,
-        network=row.network(),
-    )
+    data: dict[str, Any] = {"dataset": "random", "image_shape": [*IMAGE_SHAPE], "classes": CLASSES}
+    return row, Description(variant=name, network=row.network(), **data)
 
 
 def request_for(name: str, task: str) -> tuple[dict[str, Any], Description]:
     """Return the request that tells a contender what to build, and the variant's description."""
     row, description = read_variant(name)
+    layers = [place.layer.model_dump() for place in description.place_layers()]
     request = {
-        "task": task,
-        "variant": name,
-        "layers": [place.layer.model_dump() for place in description.place_layers()],
-        "image_shape": list(IMAGE_SHAPE),
-        "classes": CLASSES,
-        "batch_size": row.batch_size,
-    }
+        "task": task, "variant": name, "layers": layers, "image_shape": list(IMAGE_SHAPE),
+        "classes": CLASSES, "batch_size": row.batch_size,
+    }  # fmt: skip
     return request, description
 
 
 def measure(name: str, task: str, entries: Sequence[Entry], rounds: int) -> dict[str, Any]:
-    """Return the speeds of contenders that run a variant in rotation.
-
-    Parameters
-    ----------
-    name : str
-        The variant.
-    task : {"train", "infer"}
-    entries : sequence of Entry
-    rounds : int
-        How often each contender runs.
+    """Return the speeds of contenders that run a variant in rotation, `rounds` times each.
 
     Raises
     ------
