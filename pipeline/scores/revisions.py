@@ -31,14 +31,15 @@ MD5 = re.compile(r"[0-9a-f]{32}")
 EVALUATION = re.compile(r"evaluate@(?P<dataset>[a-z0-9_]+)-(?P<variant>[a-z0-9_]+)")
 
 Key = tuple[str, str]  # data set, variant
-Found = tuple[dict[str, Any], dict[str, Any], Predictions | None]  # metrics, profile, …
+# Metrics, profile and predictions.
+Found = tuple[dict[str, Any], dict[str, Any], Predictions | None]
 
 
 @dataclass(frozen=True)
 class Measured:
     """A variant's results on a data set at a revision.
 
-    ``profile`` may be empty, and ``predictions`` None, if they are not available. ``digest`` is the
+    ``profile`` is empty, and ``predictions`` None, if they are not available. ``digest`` is the
     hash of the predictions in dvc.lock, or None if the file itself may be newer. ``inputs`` has the
     parameters, by dotted name, and the hashes of the code, that produced the results.
     """
