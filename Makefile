@@ -58,7 +58,7 @@ test: setup-dev ## run all tests, three files at a time
 	$(BIN)/python -m pytest -n 3 --dist loadscope -rs
 
 test-quick: setup-dev ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow"
 
 check: setup-dev ## lint, check formatting and types
 	$(BIN)/python -m ruff check .

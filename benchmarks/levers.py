@@ -36,7 +36,13 @@ def _tensorflows_lrn(layer: kernels.LocalResponseNormalization, inputs: tf.Tenso
 
 
 GRADIENT = "the filter's gradient as a convolution"
-# How each one is turned off; oneDNN by an environment variable, see `entries`.
+# TensorFlow reads the variable when it is imported, and the pipeline sets it.
+_WITHOUT_ONEDNN = (
+    "import os, pipeline, runpy; os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'; "
+    "runpy.run_module('benchmarks.levers', run_name='__main__', alter_sys=True)"
+)
+COMMANDS = {"oneDNN": ("-c", _WITHOUT_ONEDNN)}
+# How each one is turned off; oneDNN by a command of its own.
 TURN_OFF: dict[str, Callable[[], object]] = {
     "": lambda: None,
     "oneDNN": lambda: None,
@@ -57,8 +63,7 @@ def entries(variant: str) -> list[Entry]:
     return [
         Entry(
             f"without {name}" if name else "this project",
-            [sys.executable, "-m", "benchmarks.levers", name],
-            {"TF_ENABLE_ONEDNN_OPTS": "0" if name == "oneDNN" else "1"},
+            [sys.executable, *COMMANDS.get(name, ("-m", "benchmarks.levers")), name],
         )
         for name in TURN_OFF
         if (has_lrn or not name.startswith("LRN")) and (has_bfloat16 or name != GRADIENT)

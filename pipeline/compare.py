@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pipeline.core.errors import DataError, OutputError
 from pipeline.core.files import write_text
+from pipeline.core.stage import show_what_can_be_shown
 from pipeline.page.comparisons import FORMATS
-from pipeline.page.text import show_what_can_be_shown
 from pipeline.scores.comparison import Outcome, compare_revisions
 from pipeline.scores.revisions import WORKSPACE, Revisions
 

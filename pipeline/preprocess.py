@@ -39,16 +39,7 @@ class RawPart(NamedTuple):
 
 @contextmanager
 def open_part(folder: Path, part: str, classes: int) -> Iterator[RawPart]:
-    """Open images and labels, and check that they match.
-
-    Parameters
-    ----------
-    folder : Path
-        The raw files, named by role.
-    part : {"train", "test"}
-        Which two of the four.
-    classes : int
-        Labels go from 0 to `classes` - 1.
+    """Open the images and labels of a `part`, ``"train"`` or ``"test"``, and check that they match.
 
     Raises
     ------
@@ -93,6 +84,11 @@ def choose_validation(labels: NDArray[np.uint8], size: int, seed: int) -> NDArra
         If a class would have no image on one side.
     """
     counts = np.bincount(labels)
+    if 1 in counts:
+        raise DataError(
+            f"class {int(np.argmax(counts == 1))} has one training image, expected at least two, "
+            "one to train with and one to validate with; add images of it, or leave the class out"
+        )
     shares = counts * size / len(labels)
     chosen = shares.astype(np.int64)
     # The images that rounding down leaves go to the classes with the largest remainders.
@@ -150,20 +146,9 @@ class Summary:
 def prepare(
     raw: Path, folders: Mapping[str, Path], classes: int, validation_size: int, seed: int
 ) -> dict[str, Any]:
-    """Check a data set's raw files and split them block by block; all splits are written or none.
+    """Check the raw files, split them into `folders`, and return the figures of the `Summary`.
 
-    Parameters
-    ----------
-    raw : Path
-        The four raw files, named by role.
-    folders : dict of str to Path
-        The folder of each of `paths.SPLITS`.
-    classes, validation_size, seed : int
-
-    Returns
-    -------
-    dict
-        The `Summary`.
+    They are read block by block, and all of `paths.SPLITS` are written or none.
 
     Raises
     ------

@@ -9,7 +9,6 @@ from pipeline.core.stage import require_unchanged, run_stage
 from pipeline.datasets.splits import SplitReader
 from pipeline.page.render import render
 from pipeline.page.settings import Report
-from pipeline.page.text import show_what_can_be_shown
 from pipeline.page.view import make_view
 from pipeline.scores.comparison import compare_pairs
 from pipeline.scores.load import load_json, load_result
@@ -17,7 +16,6 @@ from pipeline.scores.load import load_json, load_result
 
 def main(dataset: str) -> None:
     """Write the report of `dataset` as Markdown and as a page."""
-    show_what_can_be_shown()
     params = Params()
     settings: Report = params.get("report", Report)
     variants: list[str] = params.get("run.variants", list[str])

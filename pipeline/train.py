@@ -46,11 +46,10 @@ def summarise(
 
 def affects_rounding(device: Device, precision: str) -> dict[str, Any]:
     """Return the machine properties that can affect floating-point results."""
-    return {
-        "device": str(device),
-        "precision": precision,
-        "threads": os.cpu_count() if device.kind == "CPU" else None,
-    }
+    if device.kind == "GPU" or not device.instructions:
+        return {"device": str(device), "precision": precision}
+    threads = len(os.sched_getaffinity(0))  # as many as TensorFlow starts
+    return {"instructions": device.instructions, "threads": threads, "precision": precision}
 
 
 def main(dataset: str, variant: str) -> None:

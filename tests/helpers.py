@@ -122,12 +122,14 @@ def stage_command(stage: str, dataset: str = "", variant: str = "") -> list[str]
     return [sys.executable, "-m", f"pipeline.{stage}", *by_dataset, *by_variant]
 
 
-def run_stage(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_stage(
+    *arguments: str, cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m pipeline.…`` as DVC does."""
     return subprocess.run(
         stage_command(*arguments),
         cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"} | env,
         capture_output=True,
         text=True,
         timeout=120,
@@ -179,10 +181,10 @@ def run(*command: str, cwd: Path, **more: str) -> str:
     return done.stdout + done.stderr
 
 
-def run_python(code: str, *arguments: str) -> str:
+def run_python(code: str, *arguments: str, **env: str) -> str:
     """Run code in a Python of its own, and return what it wrote to stdout."""
     command = [sys.executable, "-c", code, *arguments]
-    return _succeed(command, ROOT, environment(), timeout_s=120).stdout
+    return _succeed(command, ROOT, environment(**env), timeout_s=120).stdout
 
 
 class Mirror(http.server.ThreadingHTTPServer):
@@ -190,8 +192,8 @@ class Mirror(http.server.ThreadingHTTPServer):
 
     Set `content`, `redirects` and `headers` by path; `faults` holds, for the next requests,
     ``"500"``, ``"cut"`` (half of the body, then the connection is closed), ``"stall"`` (no body for
-    two seconds), ``"trickle"`` (a byte at a time) or ``"html"``; `asked` records the paths of the
-    requests.
+    two seconds), ``"trickle"`` (a byte at a time), ``"html"`` or ``"407"`` (of a proxy); `asked`
+    records the paths of the requests.
     """
 
     def __init__(self) -> None:
@@ -220,6 +222,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", elsewhere)
             self.end_headers()
             return
+        if fault == "407":
+            self.send_error(407, "Proxy Authentication Required")
+            return
         body = self.server.content.get(path)
         if body is None or fault == "500":
             self.send_error(500 if fault else 404)
@@ -240,6 +245,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     time.sleep(0.02)
             else:
                 self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+
+    do_CONNECT = do_GET  # noqa: N815 - a proxy that opens no tunnel
 
     def log_message(self, *_: object) -> None:
         pass

@@ -27,8 +27,8 @@ def test_every_section_is_checked() -> None:
     [
         ("run.variants", "lenet5", "run.variants: input should be a valid list, received 'lenet5'"),
         ("run.variants", [], "run.variants: list should have at least 1 item"),
-        ("run.variants", ["lenet5", "lenet5"], "run.variants: expected each name once, received "
-         "'lenet5' twice"),
+        ("run.variants", ["lenet5", "lenet5"], "run.variants: expected each once, received "
+         "'lenet5' 2 times"),
         ("run.variants", ["lenet6"], "there is no 'lenet6' in variants; did you mean 'lenet5'"),
         ("run.datasets", ["tinny"], "there is no 'tinny' in datasets; did you mean 'tiny'"),
         ("datasets.tiny.classes", 1, "datasets.tiny.classes: input should be greater than or equal"),
@@ -40,7 +40,7 @@ def test_every_section_is_checked() -> None:
         ("datasets.tiny.download.files.test_images.name", "../x", "test_images.name: string should"),
         ("variants.lenet5.learning_rate", 0, "variants.lenet5.learning_rate: input should be gre"),
         ("variants.alexnet_2012.batch_size", "64", "variants.alexnet_2012.batch_size: input should"),
-        ("variants.lenet5.seeds", [1, 1], "variants.lenet5.seeds: expected each seed once"),
+        ("variants.lenet5.seeds", [1, 1], "variants.lenet5.seeds: expected each once"),
         ("variants.lenet5.budget", {}, "variants.lenet5.budget: expected either samples or epochs"),
         ("variants.lenet5.initializer.type", "normal", "variants.lenet5.initializer: stddev is for"),
         ("variants.lenet5.layers", [DENSE, CONV], "variants.lenet5: layer conv2: conv needs an "

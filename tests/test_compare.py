@@ -15,6 +15,8 @@ from tests.browser import open_page
 from tests.helpers import edit_params, environment, make_repository, run
 from tests.history import save, set_params
 
+pytestmark = pytest.mark.slow  # they run DVC, git or TensorFlow in processes of their own
+
 
 @pytest.mark.parametrize(
     "arguments", [["base", "base"], ["base", "seed", "--tolerance", "nan"], ["workspace"]]
@@ -98,7 +100,6 @@ def test_a_folder_without_dvc_is_one_line(
     assert "is not a DVC repository" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_real_history_is_judged_as_statsmodels_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

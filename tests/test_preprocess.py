@@ -145,6 +145,13 @@ def test_an_impossible_validation_split_is_rejected(size: int) -> None:
         preprocess.choose_validation(make_images(120).labels, size, seed=0)
 
 
+def test_a_class_with_one_image_is_named() -> None:
+    """A class with one training image, which no size could split, is named with a true remedy."""
+    labels = np.array([0] * 50 + [1] + [2] * 50, np.uint8)
+    with pytest.raises(DataError, match="class 1 has one training image.*; add images of it"):
+        preprocess.choose_validation(labels, 20, seed=0)
+
+
 def test_bad_raw_data_is_one_clear_line_and_writes_nothing(project: Path) -> None:
     """Damaged raw data ends the stage with one clear line, and nothing is written."""
     write_raw(paths.raw("tiny"), make_images(120), Split(*make_images(60)))

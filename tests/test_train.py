@@ -12,6 +12,7 @@ import pytest
 from pipeline import download, preprocess, train
 from pipeline.core import paths
 from pipeline.network import storage
+from pipeline.network.device import Device
 from pipeline.training.loop import History
 from tests.helpers import (
     assert_one_clear_line,
@@ -145,7 +146,7 @@ def test_the_summary_holds_no_measurement() -> None:
         ("train.precision", "float23", "did you mean 'float32'"),
         ("train.sede", 1, "unknown key 'sede'; did you mean 'seeds'"),
         ("train.seeds", [], "train.seeds: list should have at least 1 item"),
-        ("variants.tiny_conv.seeds", [1, 1], "seeds: expected each seed once, received 1 twice"),
+        ("variants.tiny_conv.seeds", [1, 1], "seeds: expected each once, received 1 2 times"),
         ("runtime.checkpoint_every", {"steps": 0}, "runtime.checkpoint_every.steps: input should"),
     ],
 )  # fmt: skip
@@ -198,6 +199,31 @@ def test_a_training_that_is_killed_resumes_to_the_same_bytes(prepared: Path) -> 
     assert re.search(r"seed 1: resuming after step [4-9]0 of 99", done.stdout)
     assert trained() == whole
     assert not list(folder.glob("*/"))
+
+
+def test_machines_of_one_kind_share_checkpoints() -> None:
+    """Another CPU with the same instructions goes on from a checkpoint; other ones begin anew."""
+    vectors = ("avx2", "avx512_bf16", "fma")
+    here = Device("CPU", "a CPU", True, instructions=vectors)
+    there = Device("CPU", "another CPU", True, instructions=vectors)
+    older = Device("CPU", "a CPU", False, instructions=vectors[:1])
+    of = train.affects_rounding
+    assert of(here, "float32") == of(there, "float32") != of(older, "float32")
+    assert of(here, "float32") != of(here, "mixed_bfloat16")
+    assert of(Device("GPU", "H200", True), "float32")["device"] == "GPU (H200)"
+
+
+def test_checkpoints_can_lie_in_a_shared_folder(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a folder for checkpoints is set, an interrupted training leaves them there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALEXNET_MNIST_CHECKPOINTS", str(tmp_path / "shared"))
+        fail_to_write()
+        assert list((tmp_path / "shared/tiny/tiny_conv").rglob("*.safetensors"))
+        train.main("tiny", "tiny_conv")
+    assert "resuming after step 99 of 99" in capsys.readouterr().out
+    assert not (prepared / "checkpoints").exists()
 
 
 def fail_to_write() -> None:

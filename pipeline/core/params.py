@@ -87,21 +87,22 @@ class Section(BaseModel):
         return content
 
 
-def _no_name_twice(names: list[str]) -> list[str]:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"expected each name once, received {twice[0]!r} twice")
-    return names
+def _none_twice(items: list[T]) -> list[T]:
+    for item, count in Counter(items).items():
+        if count > 1:
+            raise ValueError(f"expected each once, received {item!r} {count} times")
+    return items
 
 
-Names = Annotated[list[str], Field(min_length=1), AfterValidator(_no_name_twice)]
+# A list of at least one item, and of none twice.
+Distinct = Annotated[list[T], Field(min_length=1), AfterValidator(_none_twice)]
 
 
 class Run(Section):
     """What is run: every data set with every variant."""
 
-    datasets: Names
-    variants: Names
+    datasets: Distinct[str]
+    variants: Distinct[str]
 
 
 class Params:

@@ -3,6 +3,7 @@
 Everything small lies under ``results/DATASET/VARIANT/`` and is kept by git; DVC keeps the rest.
 """
 
+import os
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
@@ -39,8 +40,11 @@ def model(dataset: str, variant: str, seed: int) -> Path:
 
 
 def checkpoints(dataset: str, variant: str) -> Path:
-    """Return the folder of an unfinished training's checkpoints, which DVC does not know."""
-    return Path("checkpoints") / dataset / variant
+    """Return the folder of an unfinished training's checkpoints, which DVC does not know.
+
+    Machines that share the folder in ``ALEXNET_MNIST_CHECKPOINTS`` can go on from each other's.
+    """
+    return Path(os.environ.get("ALEXNET_MNIST_CHECKPOINTS", "checkpoints")) / dataset / variant
 
 
 def predictions(dataset: str, variant: str) -> Path:

@@ -8,6 +8,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -40,6 +41,7 @@ def run_stage(main: Callable[..., None], *arguments: str) -> None:
         wanted = f"a name from the {argument}s in params.yaml"
         parser.add_argument(f"--{argument}", required=True, metavar="NAME", help=wanted)
     names = vars(parser.parse_args())
+    show_what_can_be_shown()
     signal.signal(signal.SIGTERM, _end_terminated)
     _code_at_begin.update(imported_code())
     try:
@@ -53,6 +55,14 @@ def run_stage(main: Callable[..., None], *arguments: str) -> None:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def show_what_can_be_shown() -> None:
+    """Let the terminal's streams take characters that their encoding lacks, as question marks."""
+    # The streams themselves: DVC puts wrappers of its own around them.
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _end_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -136,13 +136,7 @@ class IdxFile(AbstractContextManager["IdxFile"]):
 
 
 def read(path: Path, n_dimensions: int) -> NDArray[np.uint8]:
-    """Return the whole array of an `IdxFile`.
-
-    Raises
-    ------
-    DataError
-        If the file is not strict IDX.
-    """
+    """Return the whole array of an `IdxFile`."""
     with IdxFile(path, n_dimensions) as file:
         return np.concatenate(list(file.blocks()))
 

@@ -70,20 +70,9 @@ def environment_variable(dataset: str) -> str:
 def fetch(file: RemoteFile, mirrors: list[str], target: Path) -> str:
     """Bring a file to `target`, and return the mirror that supplied it.
 
-    The bytes are verified before they get the name `target`. A file that is already there with the
-    right bytes is kept.
-
-    Parameters
-    ----------
-    file : RemoteFile
-    mirrors : list of str
-        ``https://``, ``http://`` or ``file://`` URLs, or folders.
-    target : Path
-
-    Returns
-    -------
-    str
-        The mirror, or ``"already there"``.
+    Mirrors are ``https://``, ``http://`` or ``file://`` URLs, or folders. The bytes are verified
+    before they get the name `target`. A file that is already there with the right bytes is kept,
+    and ``"already there"`` is returned.
 
     Raises
     ------

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import Field
 
+from pipeline.core.errors import ModelError
 from pipeline.core.params import Section
 from pipeline.network.framework import keras
 from pipeline.network.kernels import Conv2D, LocalResponseNormalization
@@ -64,7 +65,7 @@ def build(description: Description, *, seed: int = 0, precision: str = "float32"
     Raises
     ------
     ModelError
-        If the layers do not fit the images.
+        If the layers do not fit the images, or Keras builds another network than described.
     """
     placed = description.place_layers()
     policy = keras.DTypePolicy(precision)
@@ -86,7 +87,13 @@ def build(description: Description, *, seed: int = 0, precision: str = "float32"
             kernel_initializer=_initializer(description.network.initializer, layer_seed),
             dtype="float32" if place is placed[-1] else policy,
         )(x)
-    return keras.Model(inputs, x, name=description.variant)
+    network = keras.Model(inputs, x, name=description.variant)
+    if network.count_params() != description.parameters:
+        raise ModelError(
+            f"{description.variant}: Keras built {network.count_params():,} parameters, expected "
+            f"{description.parameters:,}; install the locked version of Keras: make setup"
+        )
+    return network
 
 
 class LoadedModel(NamedTuple):

@@ -12,6 +12,7 @@ from pipeline.network.layers import Precision
 CPU_INFO = Path("/proc/cpuinfo")
 # Without these, bfloat16 is emulated and several times slower than float32.
 CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+CPU_VECTORS = ("amx", "avx", "f16c", "fma", "sse")
 GPU_BFLOAT16_CAPABILITY = (8, 0)
 
 
@@ -23,6 +24,7 @@ class Device:
     name: str
     has_bfloat16: bool
     count: int = 1
+    instructions: tuple[str, ...] = ()  # a CPU's for vectors, which decide how kernels round
 
     def precision(self, wanted: Precision) -> str:
         """Return the Keras dtype policy: `wanted`, or the faster one that the device supports."""
@@ -68,16 +70,18 @@ def find_device() -> Device:
         capability = details.get("compute_capability", (0, 0))
         name = details.get("device_name", "unknown")
         return Device("GPU", name, tuple(capability) >= GPU_BFLOAT16_CAPABILITY, len(gpus))
-    return Device("CPU", *_describe_cpu())
+    name, flags = _describe_cpu()
+    vectors = tuple(sorted(flag for flag in flags if flag.startswith(CPU_VECTORS)))
+    return Device("CPU", name, bool(CPU_BFLOAT16_FLAGS & flags), instructions=vectors)
 
 
-def _describe_cpu() -> tuple[str, bool]:
-    """Return the processor's name and whether it has bfloat16 instructions."""
+def _describe_cpu() -> tuple[str, set[str]]:
+    """Return the processor's name and its flags, if they can be read."""
     try:
-        lines = CPU_INFO.read_text().splitlines()
+        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
-        return platform.processor() or platform.machine(), False
+        return platform.processor() or platform.machine(), set()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     facts = {key.strip(): value.strip() for key, value in fields.items()}
     name = facts.get("model name", platform.machine())
-    return name, bool(CPU_BFLOAT16_FLAGS & set(facts.get("flags", "").split()))
+    return name, set(facts.get("flags", "").split())

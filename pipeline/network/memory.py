@@ -79,7 +79,7 @@ def free_bytes() -> int:
 def _control_groups() -> Iterator[tuple[Path, Path]]:
     """Yield the files with limit and use of this process's groups, of version 2 and version 1."""
     try:
-        entries = _GROUPS.read_text().splitlines()
+        entries = _GROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return
     for _, controllers, group in (entry.split(":", 2) for entry in entries):

@@ -1,8 +1,6 @@
 """Numbers, lists and tables as text."""
 
-import sys
 from collections.abc import Iterable, Sequence
-from io import TextIOWrapper
 
 MINUS = "−"
 
@@ -11,14 +9,6 @@ def markdown_table(rows: Iterable[Sequence[object]], header: Sequence[object]) -
     """Return a Markdown table with all columns but the first aligned right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
-
-
-def show_what_can_be_shown() -> None:
-    """Let standard output take characters that its encoding lacks, as question marks."""
-    # The streams themselves: DVC puts wrappers of its own around them.
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def _escaped(cell: object) -> str:

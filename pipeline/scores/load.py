@@ -1,5 +1,6 @@
 """The results of a variant's stages, loaded for the report."""
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def load_result(dataset: str, variant: str, labels: Sequence[int]) -> Result:
 def load_json(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file with keys and values."""
     with readable(f"{path}:", RERUN):
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(_text(path))
         if not isinstance(content, dict):
             raise TypeError("expected keys with values")
         return content
@@ -86,12 +87,27 @@ def load_json(path: Path) -> dict[str, Any]:
 def load_mistakes(path: Path, seeds: Sequence[int], labels: Sequence[int]) -> Predictions:
     """Return a variant's predictions, from its table of mistakes."""
     with readable(f"{path}:", RERUN):
-        return read_mistakes(path, seeds, labels)
+        return read_mistakes(io.StringIO(_text(path)), seeds, labels)
 
 
 def _load_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     with readable(f"{path}:", RERUN):
-        return read_table(path, columns)
+        return read_table(io.StringIO(_text(path)), columns)
+
+
+def _text(path: Path) -> str:
+    return without_conflict(str(path), path.read_text(encoding="utf-8"))
+
+
+def without_conflict(name: str, text: str) -> str:
+    """Return the text of a file, unless it holds a merge conflict, which is a DataError."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("<<<<<<< "):
+            raise DataError(
+                f"{name}: holds a merge conflict, in line {number}; merge params and code, and run "
+                "the stage that writes it again"
+            )
+    return text
 
 
 @contextmanager

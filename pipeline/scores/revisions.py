@@ -22,7 +22,7 @@ from pipeline.core import paths
 from pipeline.core.errors import DataError
 from pipeline.core.params import load_yaml
 from pipeline.scores import predictions
-from pipeline.scores.load import readable
+from pipeline.scores.load import readable, without_conflict
 from pipeline.scores.predictions import Predictions
 
 WORKSPACE = "workspace"
@@ -142,7 +142,8 @@ class _Files:
         """Return a file's text; None if there is none. DVC rather than git has what is `cached`."""
         try:
             if self.system is None:
-                return (self.root / path).read_text(encoding="utf-8", errors="replace")
+                text = (self.root / path).read_text(encoding="utf-8", errors="replace")
+                return without_conflict(str(path), text)
             content: bytes = self.system.read_bytes(f"/{path}")
             return content.decode(errors="replace")
         except (OSError, DvcException):

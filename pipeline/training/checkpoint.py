@@ -141,19 +141,12 @@ def key_of(inputs: Mapping[str, Any]) -> str:
 
 @contextmanager
 def exclusive(folder: Path, key: str) -> Iterator[Path]:
-    """Lock a variant's checkpoints on a data set, and remove those of other inputs.
-
-    Parameters
-    ----------
-    folder : Path
-        The variant's checkpoints.
-    key : str
-        From `key_of`.
+    """Lock a variant's checkpoints in `folder`, and remove those of other inputs.
 
     Yields
     ------
     Path
-        The folder for this key. It is removed when the block ends without an error.
+        The folder for a `key` from `key_of`. It is removed when the block ends without an error.
 
     Raises
     ------

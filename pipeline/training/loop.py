@@ -34,29 +34,10 @@ def train(
     progress: Progress,
     checkpoints: Checkpoints,
 ) -> History:
-    """Train `network` in place, from its newest checkpoint if there is one.
+    """Train a freshly built `network` in place, from its newest checkpoint if there is one.
 
-    Parameters
-    ----------
-    network : keras.Model
-        Freshly built.
-    variant : Variant
-        For batch size and learning rate.
-    settings : Train
-    seed : int
-        For the order of the images.
-    splits : dict
-        The ``"train"`` and the ``"validation"`` split.
-    steps : int
-        The number of optimiser steps.
-    progress : Progress
-        Advanced by steps.
-    checkpoints : Checkpoints
-        Of this training.
-
-    Returns
-    -------
-    History
+    `splits` has ``"train"`` and ``"validation"``, the seed decides on the order of the images, and
+    each of the optimiser's `steps` advances `progress`.
 
     Raises
     ------
@@ -133,14 +114,7 @@ def _detail(history: History) -> str:
 
 
 def curve(histories: Mapping[int, History], split: str) -> str:
-    """Return the learning curves on a split as CSV, numbers with six significant digits.
-
-    Parameters
-    ----------
-    histories : dict of int to History
-        By seed, which is the first column.
-    split : {"train", "validation"}
-    """
+    """Return the curves on a split as CSV: first the seed, numbers with six significant digits."""
     rows = [
         {"seed": seed, **row}
         for seed, history in histories.items()

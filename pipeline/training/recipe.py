@@ -1,33 +1,16 @@
 """How a variant is trained: budget, batch size, learning rate and its schedule, seeds."""
 
 import math
-from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.core.errors import TrainingError
-from pipeline.core.params import Section
+from pipeline.core.params import Distinct, Section
 from pipeline.network.layers import Network, Precision
 from pipeline.training.checkpoint import Interval
 
-
-def _no_seed_twice(seeds: list[int]) -> list[int]:
-    twice = [seed for seed, count in Counter(seeds).items() if count > 1]
-    if twice:
-        raise ValueError(f"expected each seed once, received {twice[0]} twice")
-    return seeds
-
-
-# One training per seed.
-Seeds = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_no_seed_twice)]
+Seeds = Distinct[NonNegativeInt]  # one training each
 
 
 class Budget(Section):

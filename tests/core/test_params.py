@@ -83,8 +83,8 @@ KNOWN = "datasets: {abc: {}}\nvariants: {abc: {}}\n"
         ("{datasets: [abc], variant: [abc]}", "unknown key 'variant'; did you mean 'variants'"),
         ("{datasets: [abc]}", "run.variants: is missing"),
         ("{datasets: [], variants: [abc]}", "run.datasets: list should have at least 1 item"),
-        ("{datasets: [abc], variants: [abc, abc]}", "run.variants: expected each name once, "
-         "received 'abc' twice"),
+        ("{datasets: [abc], variants: [abc, abc]}", "run.variants: expected each once, "
+         "received 'abc' 2 times"),
         ("{datasets: abc, variants: [abc]}", "run.datasets: input should be a valid list"),
         ("{datasets: [{a: 1}], variants: [abc]}", r"run.datasets\[0\]: input should be a valid str"),
         ("&run {datasets: *run, variants: [abc]}", "run.datasets: input should be a valid list"),

@@ -111,6 +111,23 @@ def test_each_mirror_is_named_with_its_reason(good: Mirror, tmp_path: Path) -> N
     assert list((tmp_path / "raw").iterdir()) == []
 
 
+def test_a_proxy_that_refuses_is_quoted(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a proxy answers is the reason, whether it forwards a request or opens a tunnel."""
+    monkeypatch.setattr(mirrors, "TRIES", 1)
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, mirror.url)
+    mirror.faults = ["407", "407"]
+    for scheme in ("http", "https"):
+        with pytest.raises(DownloadError, match="407 Proxy Authentication Required"):
+            fetch(
+                RemoteFile(name="a", sha256="0" * 64), [f"{scheme}://mirror.test"], tmp_path / "a"
+            )
+
+
 def test_without_mirrors_the_error_says_so(tmp_path: Path) -> None:
     """If no mirror is listed, the error says so."""
     with pytest.raises(DownloadError, match="no mirror is listed"):

@@ -15,6 +15,8 @@ from dvc_flow.stop import Stop
 from tests.flows.conftest import CLEAN, Stages, dvc_status, engine, fan_out, run, stage
 from tests.flows.services import command_of
 
+pytestmark = pytest.mark.slow  # they run DVC, git or TensorFlow in processes of their own
+
 MakeRepository = Callable[[Stages], Path]
 
 
@@ -176,7 +178,6 @@ def test_with_pull_what_changed_is_not_restored_from_before(
         assert (root / "a").read_text() == text
 
 
-@pytest.mark.slow
 def test_stages_run_side_by_side_without_lock_errors(make_repository: MakeRepository) -> None:
     """Sixteen siblings at once all succeed, and the lock file is the one that DVC writes."""
     root = make_repository(fan_out(16))

@@ -23,6 +23,8 @@ from dvc_flow.repository import Repository
 from tests.flows.conftest import Stages, dvc_status, fan_out, plan, run, stage
 from tests.helpers import environment
 
+pytestmark = pytest.mark.slow  # they run DVC, git or TensorFlow in processes of their own
+
 MakeRepository = Callable[[Stages], Path]
 
 

@@ -13,6 +13,8 @@ from dvc_flow.remote import push_outputs
 from dvc_flow.repository import Repository
 from tests.flows.conftest import Stages, engine, plan, run, stage
 
+pytestmark = pytest.mark.slow  # they run DVC, git or TensorFlow in processes of their own
+
 MakeRepository = Callable[[Stages], Path]
 
 # The last stage depends on a folder above the outputs of the two before it; one part is in git.

@@ -10,6 +10,8 @@ from dvc_flow.repository import Repository
 from dvc_flow.verify import remove_all_damaged, remove_half_written_lock
 from tests.flows.conftest import CLEAN, Stages, dvc_status, engine, fan_out, run
 
+pytestmark = pytest.mark.slow  # they run DVC, git or TensorFlow in processes of their own
+
 
 def damage(root: Path, content: str) -> Path:
     """Damage the cached object that has a content, and leave it read-only, as DVC does."""

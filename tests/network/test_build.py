@@ -28,6 +28,17 @@ def test_keras_layers_have_the_pinned_shapes_and_parameters(name: str) -> None:
         assert layer.count_params() == place.parameters
 
 
+def test_a_network_other_than_described_is_rejected() -> None:
+    """If Keras builds another number of weights than the layers have, nothing is trained."""
+    description = described("alexnet_dropout")
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(ModelError, match=r"Keras built [\d,]+ parameters, expected 4,412,810"):
+            build(description)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
 def test_a_network_takes_bytes_and_gives_float32_logits(images: np.ndarray) -> None:
     """A network maps uint8 images to float32 logits, in any precision."""
     for precision in ("float32", "mixed_bfloat16", "bfloat16"):

@@ -23,13 +23,15 @@ def test_auto_is_bfloat16_if_the_device_supports_it() -> None:
 def test_the_cpus_flags_decide_on_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, expected: bool
 ) -> None:
-    """A CPU supports bfloat16 if its flags say so."""
+    """A CPU supports bfloat16 if its flags say so; those of vectors are kept."""
     info = tmp_path / "cpuinfo"
     info.write_text(f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu {flags}\n\n")
     monkeypatch.setattr(device, "CPU_INFO", info)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
-    assert find_device() == Device("CPU", "Some CPU", expected)
-    assert str(find_device()) == "CPU (Some CPU)"
+    found = find_device()
+    assert (found.kind, found.name, found.has_bfloat16) == ("CPU", "Some CPU", expected)
+    assert found.instructions == tuple(sorted(flags.split()))
+    assert str(found) == "CPU (Some CPU)"
 
 
 def test_another_system_falls_back_to_float32(

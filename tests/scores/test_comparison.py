@@ -10,6 +10,8 @@ from tests.helpers import run
 from tests.history import commit, save
 from tests.scores.helpers import make_result, misread
 
+pytestmark = pytest.mark.slow  # they run DVC, git or TensorFlow in processes of their own
+
 
 def compare(root: Path, *names: str) -> Outcome:
     return compare_revisions(Revisions(root), names)

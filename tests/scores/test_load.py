@@ -70,3 +70,13 @@ def test_a_missing_file_is_named(project: Path) -> None:
     paths.profile("tiny", "tiny_conv").unlink()
     with pytest.raises(DataError, match=r"profile\.json: cannot be read .*run the stage that wri"):
         load_result("tiny", "tiny_conv", LABELS)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "mistakes.csv", "curve_train.csv"])
+def test_a_merge_conflict_is_named(project: Path, name: str) -> None:
+    """A result with a merge conflict is named with its line and the remedy."""
+    write_result(make_result("tiny_conv", 3))
+    path = paths.metrics("tiny", "tiny_conv").with_name(name)
+    path.write_text(f"\n<<<<<<< HEAD\n{path.read_text()}=======\n>>>>>>> other\n")
+    with pytest.raises(DataError, match=f"{name}: holds a merge conflict, in line 2; merge params"):
+        load_result("tiny", "tiny_conv", LABELS)

@@ -11,6 +11,8 @@ from pipeline.scores.revisions import Measured, Revisions, parse_metrics
 from tests.helpers import run
 from tests.history import commit, save, set_params
 
+pytestmark = pytest.mark.slow  # they run DVC, git or TensorFlow in processes of their own
+
 NET = ("digits", "net")
 
 
@@ -65,6 +67,14 @@ def test_the_workspace_is_a_revision(history: Path) -> None:
     assert measured.metrics["errors"] == 7
     assert measured.predictions is not None
     assert len(measured.predictions.mistakes) == 7
+
+
+def test_a_merge_conflict_is_named(history: Path) -> None:
+    """A metrics file of the workspace that holds a conflict is named, with its line."""
+    path = next((history / "results").rglob("metrics.json"))
+    path.write_text("{\n<<<<<<< HEAD\n=======\n>>>>>>> other\n}\n")
+    with pytest.raises(DataError, match=r"metrics\.json: holds a merge conflict, in line 2"):
+        read(history, "workspace")
 
 
 def test_an_experiment_is_a_revision(history: Path) -> None:
