@@ -156,7 +156,6 @@ stages:
     outs: [{count.txt: {cache: false, persist: true}}]
   archive:
     cmd: cp count.txt archive.txt
-    frozen: true
     deps: [count.txt]
     outs: [archive.txt]
 """,
@@ -178,9 +177,8 @@ stages:
     outs: [sorted.txt, lines.txt, with space.txt]
   long:
     cmd: |
-      for word in one two three four five six seven eight nine ten eleven twelve thirteen; do
-        echo "$word $word $word"
-      done > long.txt
+      for word in one two three four five six seven eight nine ten; do echo "$word $word"; done > long.txt
+      echo "and a second line, which DVC runs as a command of its own" >> long.txt
     outs: [long.txt]
 """,
     },
@@ -205,7 +203,8 @@ stages:
     outs: [all.txt]
   whole:
     cmd: cat config.toml > whole.txt
-    params: [config.toml:]
+    params:
+      - config.toml:
     outs: [whole.txt]
 """,
     },
