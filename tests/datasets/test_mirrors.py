@@ -209,8 +209,9 @@ def source_of(*listed: str) -> MirrorSource:
     )
 
 
-def test_the_error_tells_the_remedy(tmp_path: Path) -> None:
+def test_the_error_tells_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If no mirror has a file, the error names data set, file and the variable that helps."""
+    monkeypatch.delenv("MNIST_MIRRORS", raising=False)
     with pytest.raises(
         DownloadError, match=r"^mnist: no mirror supplied images\.gz: /nowhere: .*; set MNIST_MIRR"
     ):

@@ -23,6 +23,9 @@ def compare(root: Path, *names: str) -> Outcome:
     return compare_revisions(Revisions(root), names)
 
 
+pytestmark = pytest.mark.slow  # they run DVC and git in processes of their own
+
+
 def test_all_formats_have_the_same_verdicts(history: Path) -> None:
     """Text, Markdown and JSON have the same verdicts, and JSON has every image that flipped."""
     outcome = compare(history, "base", "regression")
@@ -107,7 +110,6 @@ def test_commits_are_shortened() -> None:
     assert short("a-branch-with-a-long-name") == "a-branch-with-a-long-name"
 
 
-@pytest.mark.slow
 def test_the_page_opens_offline(history: Path) -> None:
     """In a real browser the page logs nothing, requests nothing, and fits a phone's width."""
     target = history / "page.html"
