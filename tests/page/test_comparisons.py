@@ -19,11 +19,11 @@ from tests.browser import open_page
 from tests.history import save
 
 
+pytestmark = pytest.mark.slow  # they run DVC and git in processes of their own
+
+
 def compare(root: Path, *names: str) -> Outcome:
     return compare_revisions(Revisions(root), names)
-
-
-pytestmark = pytest.mark.slow  # they run DVC and git in processes of their own
 
 
 def test_all_formats_have_the_same_verdicts(history: Path) -> None:
