@@ -18,7 +18,6 @@ from pipeline.scores.revisions import Revisions
 from tests.browser import open_page
 from tests.history import save
 
-
 pytestmark = pytest.mark.slow  # they run DVC and git in processes of their own
 
 
