@@ -77,12 +77,14 @@ class Graph:
         read = " ".join(
             f"$(find {dep} -type f | sort | xargs cat | cksum | cut -c1-9)" for dep in deps
         )
-        text = f"{n} {read} {'${value}' if stage.param else ''} {salt}"
+        # No two outputs are equal: one would put the other's back into an emptied cache.
+        which = "${item}" if stage.many else ""
+        text = f"{n} {which} {read} {'${value}' if stage.param else ''} {salt}"
         into = ">>" if stage.persist else ">"
         command = {
             "file": f"echo {text} {into} {path}",
             "folder": f"mkdir -p {path}/b && echo {text} {into} {path}/a && echo {n} > {path}/b/c",
-            "metric": f"echo '{{\"n\":' {n}.5e-05 '}}' {into} {path}",
+            "metric": f'echo \'{{"n":\' {n}.5e-05 \', "of": "{which}"}}\' {into} {path}',
         }[stage.kind]
         if stage.fails:
             command += " && false"
