@@ -77,8 +77,8 @@ def load_result(dataset: str, variant: str, labels: Sequence[int]) -> Result:
 
 def load_json(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file with keys and values."""
-    with readable(f"{path}:", RERUN):
-        content: dict[str, Any] = json.loads(_text(path))
+    with _reading(path) as text:
+        content: dict[str, Any] = json.loads(text)
         if not isinstance(content, dict):
             raise TypeError("expected keys with values")
         return content
@@ -86,17 +86,19 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def load_mistakes(path: Path, seeds: Sequence[int], labels: Sequence[int]) -> Predictions:
     """Return a variant's predictions, from its table of mistakes."""
-    with readable(f"{path}:", RERUN):
-        return read_mistakes(io.StringIO(_text(path)), seeds, labels)
+    with _reading(path) as text:
+        return read_mistakes(io.StringIO(text), seeds, labels)
 
 
 def _load_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+    with _reading(path) as text:
+        return read_table(io.StringIO(text), columns)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[str]:
     with readable(f"{path}:", RERUN):
-        return read_table(io.StringIO(_text(path)), columns)
-
-
-def _text(path: Path) -> str:
-    return without_conflict(str(path), path.read_text(encoding="utf-8"))
+        yield without_conflict(str(path), path.read_text(encoding="utf-8"))
 
 
 def without_conflict(name: str, text: str) -> str:

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def contents(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and not {".git", "tmp"} & set(path.relative_to(root).parts)
     }
+
+
+def difference(ours: dict[str, bytes], theirs: dict[str, bytes]) -> str:
+    """Return the first file that differs, and how; nothing if there is none."""
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            one, other = (
+                each.get(name, b"(none)").decode().splitlines() for each in (theirs, ours)
+            )
+            lines = unified_diff(one, other, "dvc repro", "the flow", n=1, lineterm="")
+            return "\n".join([name, *lines])
+    return ""
 
 
 def dvc_status(root: Path) -> str:

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
-from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ruamel.yaml import YAML
 
 from dvc_flow.errors import FlowError
 from dvc_flow.orchestrated import run as flow
-from tests.flows.conftest import contents
+from tests.flows.conftest import contents, difference
 from tests.flows.services import Server
 from tests.helpers import environment
 
@@ -219,18 +218,6 @@ def compare_runs(theirs: Path, ours: Path, jobs: int, all_pipelines: bool) -> No
             failed = error
     assert (code != 0) == (failed is not None), failed
     assert difference(contents(ours), contents(theirs)) == ""
-
-
-def difference(ours: dict[str, bytes], theirs: dict[str, bytes]) -> str:
-    """Return the first file that differs, and note how."""
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            one, other = (
-                each.get(name, b"(none)").decode().splitlines() for each in (theirs, ours)
-            )
-            note("\n".join(unified_diff(one, other, "dvc repro", "the flow", n=1, lineterm="")))
-            return name
-    return ""
 
 
 @contextmanager

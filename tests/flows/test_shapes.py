@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import contents, run
-from tests.flows.test_property import difference
+from tests.flows.conftest import contents, difference, run
 
 SHAPES: dict[str, dict[str, str]] = {
     # The shape of most tutorials: a line of stages, params by section, metrics and plots.
