@@ -9,7 +9,7 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -137,12 +137,15 @@ class Resources:
         StageStopped
             If `stop` was set while waiting.
         """
-        with ExitStack() as stack:
-            stack.enter_context(self._hold_memory(min(memory_gb, self.memory_gb), stop))
-            wanted = min(gpus, len(self.gpus))
-            files = [stack.enter_context(self._hold_gpu(stop)) for _ in range(wanted)]
-            own = ",".join(gpu for gpu, _ in files)
-            yield {"CUDA_VISIBLE_DEVICES": own} if files else {}, [fd for _, fd in files]
+        wanted = min(gpus, len(self.gpus))
+        with self._hold_memory(min(memory_gb, self.memory_gb), stop), ExitStack() as stack:
+            if not wanted:
+                yield {}, []
+                return
+            # One stage at a time collects its GPUs; two would wait for each other's.
+            with _hold_one_of(["collecting"], stop):
+                held = [stack.enter_context(_hold_one_of(self.gpus, stop)) for _ in range(wanted)]
+            yield {"CUDA_VISIBLE_DEVICES": ",".join(gpu for gpu, _ in held)}, [fd for _, fd in held]
 
     @contextmanager
     def _hold_memory(self, wanted_gb: float, stop: Stop) -> Iterator[None]:
@@ -159,17 +162,19 @@ class Resources:
                 self.free_gb += wanted_gb
                 self.changed.notify_all()
 
-    @contextmanager
-    def _hold_gpu(self, stop: Stop) -> Iterator[tuple[str, int]]:
-        GPU_LOCKS.mkdir(mode=0o700, exist_ok=True)
-        while True:
-            for gpu in self.gpus:
-                descriptor = try_lock(GPU_LOCKS / gpu.replace("/", "_"))
-                if descriptor is not None:
-                    try:
-                        yield gpu, descriptor
-                    finally:
-                        os.close(descriptor)
-                    return
-            if stop.wait(POLL_S):
-                raise StageStopped("stopped while it waited for a GPU")
+
+@contextmanager
+def _hold_one_of(names: Sequence[str], stop: Stop) -> Iterator[tuple[str, int]]:
+    """Hold the first lock of the machine's GPUs that is free; yield its name and descriptor."""
+    GPU_LOCKS.mkdir(mode=0o700, exist_ok=True)
+    while True:
+        for name in names:
+            descriptor = try_lock(GPU_LOCKS / name.replace("/", "_"))
+            if descriptor is not None:
+                try:
+                    yield name, descriptor
+                finally:
+                    os.close(descriptor)
+                return
+        if stop.wait(POLL_S):
+            raise StageStopped("stopped while it waited for a GPU")

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_a_stage_that_asks_for_none_is_left_alone(told: Stop) -> None:
         assert environment == {}
     with Resources(gpus=(), memory_gb=1).hold(1, 0, told) as (environment, held):
         assert (environment, held) == ({}, [])
+
+
+def test_two_that_need_all_gpus_take_turns() -> None:
+    """Neither of two stages that need both GPUs waits for the one that the other holds."""
+    resources = Resources(gpus=("0", "1"), memory_gb=1)
+    turns: list[str] = []
+
+    def take() -> None:
+        for _ in range(5):
+            with resources.hold(2, 0, Stop()) as (variables, _):
+                turns.append(variables["CUDA_VISIBLE_DEVICES"])
+
+    threads = [threading.Thread(target=take, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(turns) == ["0,1"] * 10
 
 
 def test_memory_is_not_oversubscribed(told: Stop) -> None:
