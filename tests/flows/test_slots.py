@@ -8,7 +8,7 @@ import pytest
 
 from dvc_flow import slots
 from dvc_flow.errors import StageStopped, WorkspaceBusy
-from dvc_flow.slots import Resources, find_gpus, hold_workspace
+from dvc_flow.slots import Resources, find_gpus, hold_workspace, try_lock
 from dvc_flow.stop import Stop
 from tests.helpers import ROOT
 
@@ -60,8 +60,17 @@ def test_a_stage_that_asks_for_none_is_left_alone(told: Stop) -> None:
         assert (environment, held) == ({}, [])
 
 
-def test_two_that_need_all_gpus_take_turns() -> None:
+def test_two_that_need_all_gpus_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither of two stages that need both GPUs waits for the one that the other holds."""
+
+    def slowly(path: Path) -> int | None:
+        try:
+            return try_lock(path)
+        finally:
+            time.sleep(0.01)  # enough for the other one to take a GPU meanwhile
+
+    monkeypatch.setattr(slots, "try_lock", slowly)
+    monkeypatch.setattr(slots, "POLL_S", 0.02)
     resources = Resources(gpus=("0", "1"), memory_gb=1)
     turns: list[str] = []
 
@@ -74,7 +83,7 @@ def test_two_that_need_all_gpus_take_turns() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(10)
     assert sorted(turns) == ["0,1"] * 10
 
 
