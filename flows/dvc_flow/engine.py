@@ -24,6 +24,7 @@ from dvc_flow.process import Lines, explain_exit, run_process
 from dvc_flow.records import Records
 from dvc_flow.remote import fetch_run, inputs_of, is_recorded
 from dvc_flow.repository import Node, Repository, changes_of, reason_of
+from dvc_flow.slots import Resources
 from dvc_flow.stop import Stop
 from dvc_flow.verify import remove_damaged
 
@@ -52,6 +53,8 @@ class Engine:
         The environment of the stages' commands.
     reads_input : bool
         Whether the stages read our standard input.
+    resources : Resources, optional
+        What the stages share; by default the machine's GPUs and memory.
     stop : Stop
         When it is set, the stages are ended.
     say : callable
@@ -69,6 +72,7 @@ class Engine:
         commit: bool = True,
         environment: Mapping[str, str],
         reads_input: bool = False,
+        resources: Resources | None = None,
         stop: Stop | None = None,
         say: Callable[[str], object] = print,
     ) -> None:
@@ -82,6 +86,7 @@ class Engine:
         self.commit = commit
         self.environment = environment
         self.reads_input = reads_input
+        self.resources = resources or Resources()
         self.stop = stop or Stop()
         self.say = say
         self.records = Records(nodes)
@@ -91,24 +96,18 @@ class Engine:
         node: Node,
         *,
         force: bool = False,
-        variables: Mapping[str, str] | None = None,
-        held: Sequence[int] = (),
-        timeout_s: float | None = None,
+        on_begin: Callable[[], object] = lambda: None,
         on_lines: Callable[[list[str]], None] = lambda _: None,
     ) -> Outcome:
-        """Run a stage, and return its outcome.
+        """Run a stage once the GPUs and the memory that it needs are free; return its outcome.
 
         Parameters
         ----------
         node : Node
         force : bool
             Run it even if nothing changed.
-        variables : mapping
-            Environment variables for its command alone.
-        held : sequence of int
-            Descriptors of locks for its command to hold while it lives.
-        timeout_s : float, optional
-            The time limit of its command.
+        on_begin : callable
+            Called once it has what it needs.
         on_lines : callable
             Called with the lines that DVC and the command print.
 
@@ -117,24 +116,28 @@ class Engine:
         StageFailed
             If its command or DVC fails.
         StageTimedOut
-            If it takes longer than `timeout_s`.
+            If it takes longer than its policy allows.
         StageStopped
             If the stages were asked to end.
         """
-        run = _Run(self, node, Lines(on_lines), dict(variables or {}), held, timeout_s)
-        for _ in range(BUSY_TRIES):
-            if self.stop.is_set():
-                raise StageStopped(f"{node.name}: stopped")
-            try:
-                with _dvc_says(on_lines), self.repository.held():
-                    return run.reproduce(force)
-            except FlowError as error:
-                # Another process reads or writes the same files, and says so in DVC's own list.
-                if not isinstance(error.__cause__, LockError):
-                    if isinstance(error, GraphError):
-                        raise StageFailed(f"{node.name}: {error}", list(run.lines.last)) from error
-                    raise
-            self.stop.wait(BUSY_WAIT_S)
+        policy = node.policy
+        with self.resources.hold(policy.gpus, policy.memory_gb, self.stop) as (variables, held):
+            on_begin()
+            run = _Run(self, node, Lines(on_lines), variables, held)
+            for _ in range(BUSY_TRIES):
+                if self.stop.is_set():
+                    raise StageStopped(f"{node.name}: stopped")
+                try:
+                    with _dvc_says(on_lines), self.repository.held():
+                        return run.reproduce(force)
+                except FlowError as error:
+                    # Another process reads or writes the same files, and says so in DVC's list.
+                    if not isinstance(error.__cause__, LockError):
+                        if isinstance(error, GraphError):
+                            last = list(run.lines.last)
+                            raise StageFailed(f"{node.name}: {error}", last) from error
+                        raise
+                self.stop.wait(BUSY_WAIT_S)
         raise StageFailed(f"{node.name}: another process works on its files; see .dvc/tmp/rwlock")
 
     def record(self) -> None:
@@ -163,13 +166,12 @@ class _Run:
         engine: Engine,
         node: Node,
         lines: Lines,
-        variables: dict[str, str],
+        variables: Mapping[str, str],
         held: Sequence[int],
-        timeout_s: float | None,
     ) -> None:
         assert node.stage is not None  # noqa: S101 - a planned node has one
         self.engine, self.node, self.stage = engine, node, node.stage
-        self.lines, self.variables, self.held, self.timeout_s = lines, variables, held, timeout_s
+        self.lines, self.variables, self.held = lines, variables, held
         self.restored = False
 
     def reproduce(self, force: bool) -> Outcome:
@@ -226,8 +228,8 @@ class _Run:
         name = self.node.name
         environment = fix_env(dict(self.engine.environment))
         environment.setdefault("DVC_ROOT", self.stage.repo.root_dir)
-        environment |= {"DVC_STAGE": name} | self.variables
-        begin = time.monotonic()
+        environment |= {"DVC_STAGE": name, **self.variables}
+        begin, minutes = time.monotonic(), self.node.policy.timeout_minutes
         for command in _enforce_cmd_list(self.stage.cmd):
             self.lines.on_lines([f"> {command}"])
             status = run_process(
@@ -238,7 +240,7 @@ class _Run:
                 lines=self.lines,
                 stop=self.engine.stop,
                 begin=begin,
-                timeout_s=self.timeout_s,
+                timeout_s=minutes and minutes * 60,
                 held=self.held,
                 reads_input=self.engine.reads_input,
                 background=self.node.policy.background,

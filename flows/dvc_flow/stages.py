@@ -19,7 +19,6 @@ from dvc_flow.artifacts import StageLog
 from dvc_flow.engine import Engine, Outcome
 from dvc_flow.errors import FlowError, StageFailed, StageStopped
 from dvc_flow.repository import Node
-from dvc_flow.slots import Resources
 from dvc_flow.terminal import Terminal
 from dvc_flow.watch import watching
 
@@ -56,7 +55,6 @@ class Reproduction:
     force: bool = False
     force_downstream: bool = False
     on_error: OnError = "stop"
-    resources: Resources = field(default_factory=Resources)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     forced: set[str] = field(default_factory=set)
 
@@ -83,33 +81,30 @@ class Reproduction:
         return outcome
 
     def _run(self, node: Node, log: StageLog) -> Outcome:
-        policy, stop = node.policy, self.engine.stop
+        begin = time.monotonic()
+
+        def started() -> None:
+            nonlocal begin
+            begin = time.monotonic()
+            self.terminal.begin(node.name)
 
         def take(lines: list[str]) -> None:
             log.take(lines)
             self.terminal.lines(node.name, lines)
 
-        with self.resources.hold(policy.gpus, policy.memory_gb, stop) as (variables, held):
-            self.terminal.begin(node.name)
-            begin = time.monotonic()
-            try:
-                outcome = self.engine.run(
-                    node,
-                    force=self.is_forced(node),
-                    variables=variables,
-                    held=held,
-                    timeout_s=policy.timeout_minutes and policy.timeout_minutes * 60,
-                    on_lines=take,
-                )
-            except FlowError as error:
-                why = str(error).removeprefix(f"{node.name}: ")
-                last = error.lines if isinstance(error, StageFailed) else ()
-                self.terminal.end(node.name, "failed", time.monotonic() - begin, why, last)
-                raise
-            finally:
-                log.close()
-            self.terminal.end(node.name, outcome.lower(), time.monotonic() - begin)
-            return outcome
+        try:
+            outcome = self.engine.run(
+                node, force=self.is_forced(node), on_begin=started, on_lines=take
+            )
+        except FlowError as error:
+            why = str(error).removeprefix(f"{node.name}: ")
+            last = error.lines if isinstance(error, StageFailed) else ()
+            self.terminal.end(node.name, "failed", time.monotonic() - begin, why, last)
+            raise
+        finally:
+            log.close()
+        self.terminal.end(node.name, outcome.lower(), time.monotonic() - begin)
+        return outcome
 
 
 def make_task(node: Node, reproduction: Reproduction) -> Task[[], State[Any]]:

@@ -11,6 +11,7 @@ import pytest
 
 from dvc_flow.engine import Outcome
 from dvc_flow.errors import StageFailed, StageStopped, StageTimedOut
+from dvc_flow.slots import Resources
 from dvc_flow.stop import Stop
 from tests.flows.conftest import CLEAN, Stages, dvc_status, engine, fan_out, run, stage
 from tests.flows.services import command_of
@@ -46,7 +47,7 @@ def gone_within(root: Path, seconds: float) -> bool:
 
 
 def run_stage(root: Path, name: str, *, force: bool = False, **how: Any) -> Outcome:
-    of_engine = {key: how.pop(key) for key in ("stop", "environment") if key in how}
+    of_engine = {key: how.pop(key) for key in ("stop", "environment", "resources") if key in how}
     with engine(root, **of_engine) as (reproducer, nodes):
         outcome = reproducer.run(nodes[name], force=force, **how)
         reproducer.finish()
@@ -103,9 +104,10 @@ def test_a_failed_command_says_why(make_repository: MakeRepository) -> None:
 
 def test_the_command_sees_the_callers_environment(make_repository: MakeRepository) -> None:
     """It has the variables of the caller and those given, DVC's two, and no others."""
-    root = make_repository({"env": stage("env > x", out="x")})
+    policy = {"dvc-flow": {"gpus": 1}}
+    root = make_repository({"env": stage("env > x", out="x", meta=policy)})
     callers = {"PATH": os.environ["PATH"], "OWN": "1"}
-    run_stage(root, "env", environment=callers, variables={"CUDA_VISIBLE_DEVICES": "7"})
+    run_stage(root, "env", environment=callers, resources=Resources(gpus=("7",)))
     seen = dict(line.split("=", 1) for line in (root / "x").read_text().splitlines())
     shells = {"PWD", "OLDPWD", "SHLVL", "_"}
     assert {name: value for name, value in seen.items() if name not in shells} == callers | {
@@ -115,9 +117,11 @@ def test_the_command_sees_the_callers_environment(make_repository: MakeRepositor
 
 def test_a_time_limit_ends_the_whole_stage(make_repository: MakeRepository) -> None:
     """A stage that takes too long is ended with all its processes."""
-    root = make_repository({"slow": stage("sleep 60 & sleep 60; echo > x", out="x")})
-    with pytest.raises(StageTimedOut, match="longer than 1 s"):
-        run_stage(root, "slow", timeout_s=1)
+    policy = {"dvc-flow": {"timeout_minutes": 0.02}}
+    command = "sleep 60 & sleep 60; echo > x"
+    root = make_repository({"slow": stage(command, out="x", meta=policy)})
+    with pytest.raises(StageTimedOut, match=r"longer than 1\.2 s"):
+        run_stage(root, "slow")
     assert gone_within(root, 1)
 
 
