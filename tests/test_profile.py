@@ -98,7 +98,6 @@ def test_evaluation_is_measured_however_little_memory_is_free(
     monkeypatch.setattr(profile, "free_bytes", lambda: free)
     figures, table = run_with(profile={"chunk_sizes": [1, 2, 32]}, evaluate={"chunk_size": 7})
     assert 7 in table["images"].tolist()
-    assert N not in table["images"].tolist()
     assert figures["evaluation_images_per_second"] > 0
 
 

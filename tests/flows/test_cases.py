@@ -250,7 +250,7 @@ def test_ctrl_c_lets_a_stage_clean_up(make_repository: MakeRepository, server: S
     process = start(root, server)
     wait_until((root / "on").exists, 60, "the stage")
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(120) == 130
     assert (root / "cleaned").exists()
 
 

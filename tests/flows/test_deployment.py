@@ -431,7 +431,7 @@ class TestOnSQLite(FirstNights):
             deployed.until_a_stage_runs("pipeline.train")
             page.show(f"/runs/flow-run/{run_id}")
             page.cancel()
-        ended_as(server, run_id, "Cancelled", 60)
+        ended_as(server, run_id, "Cancelled", 180)
         wait_until(lambda: not processes_below(deployed.project.origin.stem), 30, "the end of all")
 
     @pytest.mark.parametrize("how", ["stopped", "killed"])

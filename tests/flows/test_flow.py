@@ -225,7 +225,7 @@ class TestWithServer:
         second = reproduce(root, server)
         assert second.returncode == 1
         assert "another flow runs here" in second.stderr
-        assert first.wait(60) == 0
+        assert first.wait(120) == 0
         assert dvc_status(root) == CLEAN
 
     def test_a_run_cancelled_in_the_page_ends(
@@ -237,7 +237,7 @@ class TestWithServer:
         wait_until((root / "source.txt").exists, 60, "the first stage")
         run_id = prefect.runs(state={"name": {"any_": ["Running"]}})[0]["id"]
         prefect.cancel(run_id)
-        assert flow.wait(30) == 1
+        assert flow.wait(120) == 1
         assert gone_within(root, 1)
         assert prefect.state(run_id) == "Cancelled"
 
@@ -280,7 +280,7 @@ class TestWithServer:
         flow = start(root, server)
         time.sleep(random.uniform(3, 9))  # noqa: S311
         flow.send_signal(getattr(signal, how))
-        flow.wait(30)
+        flow.wait(120)
         assert gone_within(root, 10)
         done = reproduce(root, server)
         assert done.returncode == 0, done.stderr

@@ -79,7 +79,7 @@ def is_zombie(pid: int) -> bool:
 def test_an_interrupted_command_takes_its_time(tmp_path: Path) -> None:
     """SIGINT reaches the command, which may clean up for as long as it likes."""
     code = (
-        "import os, time\ntry:\n  os.kill(os.getppid(), 0)\n  open('on', 'w').close()\n  time.sleep(60)\n"
+        "import os, time\ntry:\n  os.kill(os.getppid(), 0)\n  os.open('on', os.O_CREAT)\n  time.sleep(60)\n"
         "finally:\n  time.sleep(1)\n  open('cleaned', 'w').close()\n"
     )
     (tmp_path / "code.py").write_text(code)

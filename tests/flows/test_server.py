@@ -96,6 +96,6 @@ def test_a_temporary_server_ends_with_its_flow(
     family = psutil.Process(flow.pid).children(recursive=True)
     assert len(family) >= 3  # the warden, the server, the stage
     flow.send_signal(getattr(signal, how))
-    flow.wait(40)
+    flow.wait(120)
     psutil.wait_procs(family, timeout=15)
     assert not [each for each in family if each.is_running()]
