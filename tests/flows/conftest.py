@@ -141,3 +141,16 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def server(prefect: Server) -> dict[str, str]:
     """Return the environment that leads to the server."""
     return prefect.leads_there
+
+
+@pytest.fixture
+def in_process(prefect: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let flows run in this process, on the server."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.settings.context import temporary_settings
+
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    with temporary_settings({PREFECT_API_URL: prefect.url}):
+        yield

@@ -3,29 +3,19 @@
 GRAPHS says how many are tried (`make soak` sets 300).
 """
 
-import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc.cli import main as dvc
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
-from prefect.settings import PREFECT_API_URL
-from prefect.settings.context import temporary_settings
 from ruamel.yaml import YAML
 
-from dvc_flow.errors import FlowError
-from dvc_flow.orchestrated import run as flow
-from tests.flows.conftest import contents, difference
-from tests.flows.services import Server
-from tests.helpers import environment
+from tests.flows.comparing import compare_runs
 
 pytestmark = pytest.mark.slow
 
@@ -202,39 +192,7 @@ def change(root: Path, graph: Graph, what: str, n: int, salt: dict[int, str]) ->
         shutil.rmtree(root / ".dvc/cache", ignore_errors=True)
 
 
-def compare_runs(theirs: Path, ours: Path, jobs: int, all_pipelines: bool) -> None:
-    # With several jobs, stages that dvc repro would not have reached may have begun by a failure.
-    keep_going = jobs > 1
-    with chdir(theirs), silent():
-        code = dvc(["repro", "-q", *["-P"] * all_pipelines, *["-k"] * keep_going])
-    with chdir(ours):
-        failed = None
-        try:
-            flow({
-                "jobs": jobs, "all_pipelines": all_pipelines, "quiet": True,
-                "on_error": "keep-going" if keep_going else "stop",
-            })  # fmt: skip
-        except FlowError as error:
-            failed = error
-    assert (code != 0) == (failed is not None), failed
-    assert difference(contents(ours), contents(theirs)) == ""
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    level = logging.getLogger("dvc").level
-    try:
-        yield
-    finally:
-        logging.getLogger("dvc").setLevel(level)
-
-
-def test_random_graphs_are_left_as_dvc_repro_leaves_them(
-    empty_repository: Path, prefect: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_random_graphs_are_left_as_dvc_repro_leaves_them(empty_repository: Path) -> None:
     """Work tree, lock and ignore files, cache and run-cache have the same bytes, run after run."""
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    with temporary_settings({PREFECT_API_URL: prefect.url}):
-        check(empty_repository)
+    check(empty_repository)

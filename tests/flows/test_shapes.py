@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import contents, difference, run
+from tests.flows.comparing import compare_runs
+from tests.flows.conftest import dvc_status, run
 
 SHAPES: dict[str, dict[str, str]] = {
     # The shape of most tutorials: a line of stages, params by section, metrics and plots.
@@ -259,10 +260,11 @@ CHANGED = {"params.yaml", "params.json", "config.toml", "in.txt", "shared/data.t
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("jobs", [1, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_public_shape_is_left_as_dvc_repro_leaves_it(
-    empty_repository: Path, tmp_path: Path, server: dict[str, str], shape: str, jobs: int
+    empty_repository: Path, tmp_path: Path, shape: str, jobs: int
 ) -> None:
     """Made, made again, and made after a change, all files have the bytes that `dvc repro` leaves."""
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
@@ -279,9 +281,5 @@ def test_a_public_shape_is_left_as_dvc_repro_leaves_it(
                 for name in CHANGED & SHAPES[shape].keys():
                     text = (root / name).read_text()
                     (root / name).write_text(text.replace("1", "7").replace("a\n", "c\n"))
-        done = run("dvc", "repro", "--all-pipelines", cwd=theirs)
-        assert done.returncode == 0, done.stderr
-        done = run("dvc-flow", "--all-pipelines", "--jobs", str(jobs), cwd=ours, **server)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert difference(contents(ours), contents(theirs)) == "", turn
-    assert run("dvc", "status", cwd=ours).stdout == run("dvc", "status", cwd=theirs).stdout
+        compare_runs(theirs, ours, jobs, all_pipelines=True)
+    assert dvc_status(ours) == dvc_status(theirs)
