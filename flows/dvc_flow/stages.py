@@ -36,8 +36,8 @@ class Reproduction:
     ----------
     engine : Engine
         Runs one stage.
-    jobs : int
-        The maximum number of concurrent stages.
+    jobs : int or None
+        The maximum number of concurrent stages; as many as the engine has places for.
     force, force_downstream : bool
         Whether to run stages that are up to date: all, or those behind one that ran.
     on_error : {"stop", "keep-going", "ignore"}
@@ -49,7 +49,7 @@ class Reproduction:
     """
 
     engine: Engine
-    jobs: int
+    jobs: int | None
     terminal: Terminal
     progress: re.Pattern[str]
     force: bool = False
@@ -103,7 +103,8 @@ class Reproduction:
             raise
         finally:
             log.close()
-        self.terminal.end(node.name, outcome.lower(), time.monotonic() - begin)
+        where = self.engine.devices.get(node.name, "")
+        self.terminal.end(node.name, outcome.lower(), time.monotonic() - begin, where)
         return outcome
 
 
@@ -122,7 +123,9 @@ def make_task(node: Node, reproduction: Reproduction) -> Task[[], State[Any]]:
     )
     def run_node() -> State[Any]:
         outcome = reproduction.run(node, StageLog(node.name, reproduction.progress))
-        return Completed(name=outcome.value, message="; ".join(node.reasons()) or None)
+        where = reproduction.engine.devices.get(node.name)
+        told = [*node.reasons(), *([f"on {where}"] if where else [])]
+        return Completed(name=outcome.value, message="; ".join(told) or None)
 
     return run_node
 
@@ -194,13 +197,16 @@ class _Schedule:
         """Return the stages that may start now, in the order of the plan."""
         reproduction, ready = self.reproduction, []
         running = set(self.running)
+        jobs = reproduction.jobs or reproduction.engine.places
         busy = sum(not reproduction.is_unchanged(self.by_name[name]) for name in running)
         for node in list(self.waiting.values()):
             if not self.states.keys() >= set(node.upstream):
+                if jobs == 1:
+                    break  # one after another, in the order of dvc repro
                 continue
             if not reproduction.is_unchanged(node):
                 alone = any(self.by_name[name].policy.alone for name in running)
-                if busy >= reproduction.jobs or alone or (node.policy.alone and running):
+                if busy >= jobs or alone or (node.policy.alone and running):
                     continue
                 busy += 1
             running.add(node.name)

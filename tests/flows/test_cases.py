@@ -17,6 +17,7 @@ from tests.flows.conftest import (
     CLEAN,
     Stages,
     contents,
+    difference,
     dvc_status,
     engine,
     fan_out,
@@ -157,6 +158,24 @@ def test_the_lock_keeps_its_order(make_repository: MakeRepository, server: Serve
     before = (root / "dvc.lock").read_bytes()
     succeed(flow(root, server, "-P"))
     assert (root / "dvc.lock").read_bytes() == before
+
+
+def test_one_job_takes_the_stages_in_the_order_of_dvc_repro(
+    make_repository: MakeRepository, server: Server
+) -> None:
+    """A stage behind an unchanged one is not overtaken; found by a random graph."""
+    root = make_repository(
+        {
+            "source": stage("cat input.txt > source", ("input.txt",), "source"),
+            "fails": stage("false", ("source",), "a"),
+            "other": stage("echo b > b", out="b"),
+        }
+    )
+    copy = copy_of(root)
+    for turn in range(2):
+        assert run("dvc", "repro", cwd=copy).returncode != 0
+        assert flow(root, server, "--jobs", "1").returncode == 1
+        assert difference(contents(root), contents(copy)) == "", turn
 
 
 def test_a_long_command_is_recorded_as_dvc_does(
