@@ -7,21 +7,25 @@ export PATH := $(BIN):$(PATH)
 
 READERS := idx npy params model checkpoint predictions metrics lock
 SECONDS := 60
+ADDRESS ?= tcp://127.0.0.1:8786
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run repro screenshots compare unchanged verify readme server deploy worker test test-quick soak fuzz services check audit format bench lock clean
+.PHONY: help setup setup-dev setup-cluster scheduler cluster-worker cluster-repro run repro screenshots compare unchanged verify readme server deploy worker test test-quick soak fuzz services check audit format bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what running needs into .venv
 	@$(PYTHON) scripts/setup_venv.py $(VENV) requirements.txt flows
 
 setup-dev: ## install what tests and checks need as well
 	@$(PYTHON) scripts/setup_venv.py $(VENV) requirements-dev.txt flows
+
+setup-cluster: ## install what a cluster of machines needs as well
+	@$(PYTHON) scripts/setup_venv.py $(VENV) requirements-cluster.txt flows
 
 run: setup ## train and evaluate every variant on the small data set; FLAGS="--jobs 4 …"
 	$(BIN)/dvc-flow report@digits $(FLAGS)
@@ -69,6 +73,14 @@ check: setup-dev ## lint, check formatting and types
 format: setup-dev ## format the code
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
+scheduler: setup-cluster ## let machines meet that run stages (docs/cluster.md); FLAGS="--host … --tls …"
+	$(BIN)/dvc-flow scheduler $(FLAGS)
+
+cluster-worker: setup-cluster ## run stages for the scheduler at ADDRESS; FLAGS="--jobs 4 --tls …"
+	$(BIN)/dvc-flow worker $(ADDRESS) $(FLAGS)
+
+cluster-repro: setup-cluster ## run the graph on the workers of the scheduler at ADDRESS; takes FLAGS
+	$(BIN)/dvc-flow --cluster $(ADDRESS) $(FLAGS)
 
 bench: setup ## measure speed, memory and overhead next to Keras and PyTorch (an hour); PARTS="…"
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -101,7 +113,8 @@ audit: setup ## look for known vulnerabilities of the locked packages (needs a n
 
 lock: ## pin and hash the dependencies anew (needs uv)
 	$(LOCK) pyproject.toml -o requirements.txt
-	$(LOCK) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(LOCK) --extra cluster -c requirements.txt pyproject.toml -o requirements-cluster.txt
+	$(LOCK) --extra dev -c requirements-cluster.txt pyproject.toml -o requirements-dev.txt
 
 clean: ## remove the environments and caches; results and DVC's cache stay
 	rm -rf $(VENV) .venv-bench .venv-audit .venv-fuzz .mypy_cache .ruff_cache .hypothesis

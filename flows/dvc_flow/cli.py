@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from dvc_flow.environment import environment  # first: it remembers the caller's variables
-from dvc_flow.errors import FlowError
+from dvc_flow.errors import FlowError, explain_extra
 from dvc_flow.params import changed_params
 from dvc_flow.record import Record, require_deployable, require_recordable
 from dvc_flow.repository import Node, Repository, Selection
@@ -56,8 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="as dvc repro takes them")
     parser.add_argument(
-        "-j", "--jobs", type=int, default=2, metavar="N", help="stages at a time (default: 2)"
-    )
+        "-j", "--jobs", type=int, metavar="N",
+        help="stages at a time (default: 2, or what the cluster has room for)",
+    )  # fmt: skip
     dvc = parser.add_argument_group("as in dvc repro")
     add_flag(dvc, "-f", "--force", text="run what is up to date too")
     add_flag(dvc, "--force-downstream", text="run what depends on a stage that ran too")
@@ -109,6 +110,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--record", choices=get_args(Record),
         help="record the result: a commit of a clean checkout's branch, or a DVC experiment",
     )  # fmt: skip
+    ours.add_argument(
+        "--cluster", metavar="ADDRESS", help="run the stages on the workers of this scheduler"
+    )
+    ours.add_argument(
+        "--tls", metavar="FOLDER", help="with ca.pem, cert.pem and key.pem, for the cluster"
+    )
     return parser
 
 
@@ -128,7 +135,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Return the command line's arguments."""
     parser = make_parser()
     parsed = parser.parse_args(arguments)
-    if parsed.jobs < 1:
+    if parsed.jobs is not None and parsed.jobs < 1:
         parser.error(f"--jobs: expected at least 1, received {parsed.jobs}")
     return parsed
 
@@ -167,9 +174,10 @@ def reproduce(parsed: argparse.Namespace) -> None:
     repository = Repository(to_plan=parsed.dry_run)
     settings = read_settings(repository.root)
     callers = environment() | settings.environment
-    how = {name: getattr(parsed, name) for name in ("force", "pull", "push")}
+    remote = bool(parsed.cluster)  # DVC's remote carries the data
+    how = {"force": parsed.force, "pull": parsed.pull or remote, "push": parsed.push}
     # Before a server is started; the flow checks again, since it may run without this command.
-    require_recordable(repository, parsed.record, pull=parsed.pull, push=parsed.push)
+    require_recordable(repository, parsed.record, pull=how["pull"], push=parsed.push)
     with ExitStack() as stack:
         if not parsed.dry_run:
             stack.enter_context(hold_workspace(Path(repository.dvc.tmp_dir)))
@@ -207,7 +215,7 @@ def _run_flow(parsed: argparse.Namespace, planned: tuple[Repository, list[Node]]
     run({key: value for key, value in vars(parsed).items() if key not in left_out}, planned)
 
 
-COMMANDS = ("verify", "deployable", "automations")
+COMMANDS = ("verify", "deployable", "automations", "scheduler", "worker")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -218,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         if given and given[0] in COMMANDS:
-            return _command(given[0])
+            return _command(given[0], given[1:])
         reproduce(parse_arguments(given))
     except FlowError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -232,7 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _command(name: str) -> int:
+def _command(name: str, arguments: Sequence[str]) -> int:
+    if name in ("scheduler", "worker"):
+        with explain_extra():
+            from dvc_flow.cluster import commands
+        command: int = getattr(commands, name)(arguments)
+        return command
     if name == "automations":
         from dvc_flow.automations import main as automations
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from dvc.exceptions import CheckoutError, DvcException
 from dvc.lock import LockError
@@ -28,6 +28,7 @@ from dvc_flow.slots import Resources
 from dvc_flow.stop import Stop
 from dvc_flow.verify import remove_damaged
 
+JOBS = 2
 BUSY_TRIES = 60
 BUSY_WAIT_S = 1.0
 
@@ -79,7 +80,7 @@ class Engine:
         # DVC would print to the terminal what _dvc_says passes on.
         logging.getLogger("dvc").handlers.clear()
         logging.getLogger("dvc").propagate = False
-        self.repository = repository
+        self.repository, self.nodes = repository, nodes
         self.pull = pull
         self.allow_missing = allow_missing
         self.run_cache = run_cache
@@ -90,6 +91,18 @@ class Engine:
         self.stop = stop or Stop()
         self.say = say
         self.records = Records(nodes)
+        self.devices: dict[str, str] = {}  # where stages ran that had a GPU, by their names
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def places(self) -> int:
+        """How many stages run at a time if nobody says."""
+        return JOBS
 
     def run(
         self,
@@ -123,6 +136,8 @@ class Engine:
         policy = node.policy
         with self.resources.hold(policy.gpus, policy.memory_gb, self.stop) as (variables, held):
             on_begin()
+            if variables:
+                self.devices[node.name] = f"GPU {variables['CUDA_VISIBLE_DEVICES']}"
             run = _Run(self, node, Lines(on_lines), variables, held)
             for _ in range(BUSY_TRIES):
                 if self.stop.is_set():

@@ -7,6 +7,7 @@ FlowError
 ├── ParamsError     a value cannot be set in params.yaml
 ├── RecordError     a result cannot be recorded or shared as asked
 ├── ServerError     Prefect's temporary server does not start
+├── ClusterError    a cluster's scheduler or workers cannot be used
 ├── WorkspaceBusy   another flow runs in this workspace
 ├── StageFailed     a stage's command failed
 ├── StageTimedOut   a stage took longer than its policy allows
@@ -14,7 +15,8 @@ FlowError
 └── RunFailed       a stage of the run failed
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -29,6 +31,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known)}"
+
+
+@contextmanager
+def explain_extra() -> Iterator[None]:
+    """Turn a missing package of the extra ``cluster`` into one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ClusterError(
+            f"{error.name} is not installed; a cluster needs pip install 'dvc-flow[cluster]'"
+        ) from error
 
 
 class FlowError(Exception):
@@ -57,6 +70,10 @@ class ParamsError(FlowError):
 
 class RecordError(FlowError):
     """A result cannot be recorded or shared as asked."""
+
+
+class ClusterError(FlowError):
+    """A cluster's scheduler or workers cannot be used."""
 
 
 class WorkspaceBusy(FlowError):  # noqa: N818 - a state of the workspace, not a fault

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from pydantic import Field
 from dvc_flow.artifacts import publish_results
 from dvc_flow.engine import Engine
 from dvc_flow.environment import environment
-from dvc_flow.errors import GraphError, RunFailed
+from dvc_flow.errors import GraphError, RunFailed, explain_extra
 from dvc_flow.params import files_of, set_params
 from dvc_flow.record import Record, record_result, require_recordable, require_unchanged
 from dvc_flow.remote import push_outputs
@@ -36,7 +37,7 @@ PLANNED: ContextVar[tuple[Repository, list[Node]] | None] = ContextVar("PLANNED"
 @flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
 def reproduce(
     targets: list[str] | None = None,
-    jobs: Annotated[int, Field(ge=1)] = 2,
+    jobs: Annotated[int, Field(ge=1)] | None = None,
     force: bool = False,
     force_downstream: bool = False,
     single_item: bool = False,
@@ -54,6 +55,8 @@ def reproduce(
     params: list[str] | None = None,
     record: Record | None = None,
     cache: str | None = None,
+    cluster: str | None = None,
+    tls: str | None = None,
     quiet: bool = False,
 ) -> State[Any]:
     """Reproduce the stages that `targets` need, by default all.
@@ -62,8 +65,8 @@ def reproduce(
     ----------
     targets : list of str, optional
         As ``dvc repro`` takes them.
-    jobs : int
-        The maximum number of concurrent stages.
+    jobs : int, optional
+        The maximum number of concurrent stages: by default 2, or what a cluster has room for.
     force, force_downstream : bool
         Run stages that are up to date as well: all, or those behind a stage that ran.
     single_item, pipeline, all_pipelines, recursive, glob, downstream : bool
@@ -84,6 +87,9 @@ def reproduce(
         How to record the result: on the branch that is checked out, or as a DVC experiment.
     cache : str, optional
         A folder for DVC's cache, which runs in separate checkouts can share.
+    cluster, tls : str, optional
+        The address of a cluster's scheduler, on whose workers the stages run, and a folder with
+        the files for TLS.
     quiet : bool
         Print failures alone.
 
@@ -113,22 +119,24 @@ def reproduce(
         if cache:
             repository.use_cache(Path(cache))
         if runtime.flow_run.run_count <= 1:  # a retry finds what the first try wrote
-            require_recordable(repository, record, pull=pull, push=push)
+            require_recordable(repository, record, pull=pull or bool(cluster), push=push)
         set_params(repository.root, params or [], settings.check, added)
         if planned:
             nodes = planned[1]
         else:
-            nodes = repository.plan(selection, force=force, pull=pull, push=push)
-        engine = Engine(
-            repository,
-            nodes,
-            pull=pull,
-            allow_missing=allow_missing,
-            run_cache=run_cache,
-            commit=commit,
-            environment=added,
-            reads_input=jobs == 1 and not deployed,
-            say=terminal.say,
+            nodes = repository.plan(selection, force=force, pull=pull or bool(cluster), push=push)
+        engine = stack.enter_context(
+            _engine(cluster, tls)(
+                repository,
+                nodes,
+                pull=pull,
+                allow_missing=allow_missing,
+                run_cache=run_cache,
+                commit=commit,
+                environment=added,
+                reads_input=jobs == 1 and not deployed,
+                say=terminal.say,
+            )
         )
         reproduction = Reproduction(
             engine, jobs, terminal, progress, force, force_downstream, on_error
@@ -161,6 +169,15 @@ def reproduce(
             terminal.say(f"recorded: {recorded}")
             message += f"; {recorded}"
     return Completed(message=message)
+
+
+def _engine(cluster: str | None, tls: str | None) -> Callable[..., Engine]:
+    """Return what makes the engine: a local one, or one for a cluster."""
+    if cluster is None:
+        return Engine
+    with explain_extra():
+        from dvc_flow.cluster.coordinator import ClusterEngine
+    return partial(ClusterEngine, address=cluster, tls=Path(tls) if tls else None)
 
 
 def run_plan(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, bool]:

@@ -1,0 +1,37 @@
+"""What Dask's scheduler tells of its workers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker as the scheduler sees it.
+
+    Attributes
+    ----------
+    address, name : str
+    total, used : dict of str to float
+        Its places for stages (``SLOT``), GPUs (``GPU``) and memory in GB (``MEMORY``).
+    """
+
+    address: str
+    name: str
+    total: dict[str, float]
+    used: dict[str, float]
+
+    def free(self, taken: dict[str, float]) -> dict[str, float]:
+        """Return what is free, if `taken` is known to be used at least."""
+        return {
+            kind: amount - max(self.used.get(kind, 0), taken.get(kind, 0))
+            for kind, amount in self.total.items()
+        }
+
+
+def report(dask_scheduler: Any) -> list[Worker]:
+    """Return the workers that take stages; called on the scheduler."""
+    return [
+        Worker(each.address, str(each.name), dict(each.resources), dict(each.used_resources))
+        for each in dask_scheduler.workers.values()
+        if each.status.name == "running" and each.resources.get("SLOT")
+    ]

@@ -1,0 +1,172 @@
+"""A process that runs one job at a time in a workspace of its own.
+
+Called as ``python -m dvc_flow.cluster.slot DESCRIPTOR WORKSPACE CACHE`` by `machine`, with which it
+talks over a socket. It keeps DVC imported between jobs, ends its stage when it is asked to, and
+ends itself when the other side of the socket is gone.
+"""
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dvc.config import Config
+from dvc.stage.serialize import to_lockfile
+from dvc.utils.serialize._yaml import _dump
+
+from dvc_flow.cluster.job import Done, Job
+from dvc_flow.cluster.snapshot import unpack
+from dvc_flow.engine import Engine
+from dvc_flow.environment import environment  # first: it remembers the caller's variables
+from dvc_flow.errors import FlowError, StageStopped, one_line
+from dvc_flow.remote import inputs_of, push_outputs
+from dvc_flow.repository import Node, Repository, Selection, explained
+from dvc_flow.settings import read_settings
+from dvc_flow.slots import Resources
+from dvc_flow.stop import Stop
+
+if TYPE_CHECKING:
+    from dvc.stage import Stage
+
+STOP = "stop"
+
+
+def perform(
+    job: Job, workspace: Path, cache: Path, stop: Stop, say: Callable[[list[str]], None]
+) -> Done:
+    """Run a job's stage, share what it made, and return the result.
+
+    Parameters
+    ----------
+    job : Job
+    workspace : Path
+        The slot's folder.
+    cache : Path
+        DVC's cache of this machine.
+    stop : Stop
+        When it is set, the stage is ended.
+    say : callable
+        Takes the lines that DVC and the command print.
+
+    Raises
+    ------
+    FlowError
+        If the stage fails or is stopped, or its data cannot be fetched or sent.
+    """
+    root = workspace / "files" / job.inside
+    unpack(workspace.parent / job.snapshot, workspace / "files", workspace / "unpacked.json")
+    _lay_out(job, root, cache)
+    os.chdir(root)
+    repository = Repository()
+    (node,) = repository.plan(Selection((job.stage,), single_item=True))
+    node = replace(node, lost=job.lost)
+    assert node.stage is not None  # noqa: S101 - a planned node has one
+    with repository.held():
+        _remove_stale(node)
+    resources = Resources(memory_gb=float("inf"))  # the cluster's scheduler counts memory
+    engine = Engine(
+        repository,
+        [node],
+        pull=True,
+        allow_missing=True,
+        run_cache=job.run_cache,
+        environment=environment() | read_settings(root).environment,
+        resources=resources,
+        stop=stop,
+        say=lambda text: say([text]),
+    )
+    outcome = engine.run(node, force=job.force, on_lines=say)
+    engine.finish()
+    push_outputs(repository, [node])
+    entry = to_lockfile(node.stage)[node.stage.name]
+    files = dict(_in_git(node.stage, root))
+    return Done(outcome.value, entry, files, engine.devices.get(node.name, ""))
+
+
+def _lay_out(job: Job, root: Path, cache: Path) -> None:
+    """Write what the snapshot lacks."""
+    for name, content in job.files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_bytes() != content:
+            path.unlink(missing_ok=True)
+            path.write_bytes(content)
+    for name, entries in job.locks.items():
+        path = root / name
+        path.unlink(missing_ok=True)
+        if entries:
+            with open(path, "w", encoding="utf-8") as file:
+                _dump({"schema": "2.0", "stages": dict(entries)}, file)
+    (root / ".dvc/config.local").unlink(missing_ok=True)
+    with explained(), Config(str(root / ".dvc"), validate=False).edit("local") as config:
+        config["remote"].update(job.remotes)
+        config["core"].update(job.core, no_scm=True, analytics=False)
+        config["cache"].update(dir=str(cache), type="reflink,hardlink,copy")
+
+
+def _remove_stale(node: Node) -> None:
+    """Remove what earlier jobs left of the stage's inputs and outputs, if it is no longer right."""
+    assert node.stage is not None  # noqa: S101
+    for out in [*inputs_of(node.stage, node.sources), *node.stage.outs]:
+        if out.use_cache and out.exists and (not out.hash_info or out.changed_checksum()):
+            out.remove()
+    for out in node.stage.outs:
+        if out.persist and out.use_cache and out.hash_info and not out.exists:
+            out.repo.pull([out.fs_path], force=True)
+
+
+def _in_git(stage: "Stage", root: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of the outputs that DVC does not cache."""
+    for out in stage.outs:
+        path = Path(out.fs_path)
+        if out.use_cache or out.protocol != "local" or not path.is_relative_to(root):
+            continue
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        yield from ((str(f.relative_to(root)), f.read_bytes()) for f in files if f.is_file())
+
+
+def serve(connection: Connection, workspace: Path, cache: Path) -> None:
+    """Perform jobs until the other side closes the connection."""
+    jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    stop = Stop()
+
+    def listen() -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                message = connection.recv()
+                if message == STOP:
+                    stop.set()
+                else:
+                    jobs.put(message)
+        stop.set()
+        jobs.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while (job := jobs.get()) is not None:
+        stop = Stop()
+        with suppress(BrokenPipeError):
+            connection.send(_answer(job, workspace, cache, stop, connection.send))
+
+
+def _answer(
+    job: Job, workspace: Path, cache: Path, stop: Stop, say: Callable[[list[str]], None]
+) -> Done | FlowError:
+    try:
+        return perform(job, workspace, cache, stop, say)
+    except FlowError as error:
+        return error
+    # Whatever it is, the coordinator has to hear of it.
+    except Exception as error:
+        if stop.is_set():
+            return StageStopped(f"{job.stage}: stopped")
+        return FlowError(f"{job.stage}: {type(error).__name__}: {one_line(error)}")
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))
