@@ -156,7 +156,8 @@ def reproduce(
             require_unchanged(nodes)
             # Prefect's names repeat; with the run's id they do not.
             name = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
-            title = f"Reproduce {message}"
+            where = [f"{stage}: {place}" for stage, place in sorted(engine.devices.items())]
+            title = "\n".join([f"Reproduce {message}", *([""] if where else []), *where])
             recorded = record_result(
                 repository.root,
                 nodes,

@@ -17,7 +17,7 @@ from prefect.tasks import exponential_backoff
 
 from dvc_flow.artifacts import StageLog
 from dvc_flow.engine import Engine, Outcome
-from dvc_flow.errors import FlowError, StageFailed, StageStopped
+from dvc_flow.errors import ClusterError, FlowError, StageFailed, StageStopped
 from dvc_flow.repository import Node
 from dvc_flow.terminal import Terminal
 from dvc_flow.watch import watching
@@ -131,7 +131,7 @@ def make_task(node: Node, reproduction: Reproduction) -> Task[[], State[Any]]:
 
 
 def _may_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
-    return not isinstance(state.result(raise_on_failure=False), StageStopped)
+    return not isinstance(state.result(raise_on_failure=False), StageStopped | ClusterError)
 
 
 def run_stages(nodes: Sequence[Node], reproduction: Reproduction) -> dict[str, State[Any]]:

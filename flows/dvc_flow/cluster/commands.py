@@ -17,6 +17,7 @@ import psutil
 from distributed import Nanny, Scheduler
 
 from dvc_flow.cluster.machine import HOME
+from dvc_flow.cluster.scheduler import name_for
 from dvc_flow.cluster.security import security_of
 from dvc_flow.errors import ClusterError, one_line
 from dvc_flow.slots import GB, find_gpus
@@ -107,7 +108,7 @@ def worker(arguments: Sequence[str]) -> int:
         try:
             async with Nanny(
                 given.address, nthreads=given.jobs, resources=resources, memory_limit=0,
-                name=f"{name} ({os.getpid()})", security=security, death_timeout=JOIN_S,
+                name=name_for(name, os.getpid()), security=security, death_timeout=JOIN_S,
                 host=LOOPBACK if security is None else None, silence_logs=logging.ERROR,
                 protocol="tls" if security else "tcp",
                 local_directory=os.environ[HOME], dashboard=False,

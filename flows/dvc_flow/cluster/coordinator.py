@@ -5,6 +5,7 @@ worker itself: Dask binds a task to the workers that are there when it is submit
 joined later would idle, and one that died would be waited for.
 """
 
+import logging
 import threading
 import uuid
 from collections import Counter
@@ -38,7 +39,6 @@ POLL_S = 0.25
 EMPTY_S = 60.0  # without a worker, a run gives up
 DEATHS = 3  # workers that a stage may take with it
 PLACE = "SLOT"
-CORE = ("remote", "checksum_jobs", "hardlink_lock")  # of DVC's configuration
 Amounts = dict[str, float]
 
 
@@ -74,6 +74,7 @@ class Cluster:
         self, address: str, tls: Path | None, snapshot: Snapshot, say: Callable[[str], object]
     ) -> None:
         self.address, self.snapshot, self.say = address, snapshot, say
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors of ours are raised
         security = security_of(address, tls)
         try:
             self.client = distributed.Client(
@@ -268,6 +269,8 @@ class ClusterEngine(Engine):
     """
 
     def __init__(self, *given: Any, address: str, tls: Path | None = None, **how: Any) -> None:
+        if not how.get("commit", True):
+            raise ClusterError("--no-commit: results come from a cluster through DVC's cache")
         super().__init__(*given, **(how | {"pull": True}))
         self.fetch = not how.get("allow_missing")
         self.allow_missing = True
@@ -292,7 +295,7 @@ class ClusterEngine(Engine):
             snapshot = take_snapshot(self.repository.root, needed, data)
             config = repo.config
             self.remotes = {name: dict(each) for name, each in config["remote"].items()}
-            self.core = {key: config["core"][key] for key in CORE if key in config["core"]}
+            self.remote = config["core"].get("remote")
             self.recorded = {
                 each: deepcopy(each.dvcfile.lockfile_contents.get("stages", {}).get(each.name))
                 for node in self.nodes
@@ -391,7 +394,7 @@ class ClusterEngine(Engine):
             inside=self.snapshot.inside,
             locks=locks,
             files=dict(self._files(node)),
-            core=self.core,
+            remote=self.remote,
             remotes=self.remotes,
             force=force,
             run_cache=self.run_cache,
@@ -449,9 +452,12 @@ class ClusterEngine(Engine):
                 return
             try:
                 if outs:
+                    repo._reset()  # DVC has read the lock files of before
                     repo.pull([out.fs_path for out in outs], force=True)
                 for stage in self.taken:
-                    repo.stage_cache.save(stage)
+                    # As DVC does: plain files that git keeps are in no run-cache.
+                    if all(o.use_cache or o.is_metric or o.is_plot for o in stage.outs):
+                        repo.stage_cache.save(stage)
             # The results are in the remote, and dvc.lock names them.
             except Exception as error:
                 self.say(f"results could not be fetched ({reason_of(error)}); try dvc pull")

@@ -22,8 +22,8 @@ class Job:
         those that it depends on.
     files : mapping of str to bytes
         Files that came to be since the snapshot and that DVC does not cache.
-    core, remotes : mapping
-        The sections of DVC's configuration that say where data lies.
+    remote, remotes : str, mapping
+        Where data lies: the default remote's name, and DVC's configuration of all.
     force, run_cache : bool
         As ``dvc repro`` takes them.
     lost : tuple of str
@@ -38,7 +38,7 @@ class Job:
     inside: str
     locks: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, bytes]
-    core: Mapping[str, Any]
+    remote: str | None
     remotes: Mapping[str, Any]
     force: bool
     run_cache: bool

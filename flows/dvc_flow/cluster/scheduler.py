@@ -28,10 +28,20 @@ class Worker:
         }
 
 
+def name_for(machine: str, process: int) -> str:
+    """Return a name for Dask, which wants each worker to have its own."""
+    return f"{machine} ({process})"
+
+
+def name_of(name: object) -> str:
+    """Return the machine's part of a worker's name."""
+    return str(name).rpartition(" (")[0] or str(name)
+
+
 def report(dask_scheduler: Any) -> list[Worker]:
     """Return the workers that take stages; called on the scheduler."""
     return [
-        Worker(each.address, str(each.name), dict(each.resources), dict(each.used_resources))
+        Worker(each.address, name_of(each.name), dict(each.resources), dict(each.used_resources))
         for each in dask_scheduler.workers.values()
         if each.status.name == "running" and each.resources.get("SLOT")
     ]

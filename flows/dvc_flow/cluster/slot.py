@@ -106,8 +106,10 @@ def _lay_out(job: Job, root: Path, cache: Path) -> None:
     (root / ".dvc/config.local").unlink(missing_ok=True)
     with explained(), Config(str(root / ".dvc"), validate=False).edit("local") as config:
         config["remote"].update(job.remotes)
-        config["core"].update(job.core, no_scm=True, analytics=False)
-        config["cache"].update(dir=str(cache), type="reflink,hardlink,copy")
+        config["core"].update(no_scm=True, analytics=False)
+        if job.remote:
+            config["core"]["remote"] = job.remote
+        config["cache"]["dir"] = str(cache)
 
 
 def _remove_stale(node: Node) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from dvc_flow.errors import GraphError
 
 NEVER = (".git", ".dvc/tmp", ".dvc/cache", ".dvc/config.local")
-MTIME = 946_684_800  # 2000-01-01; zip files know none before 1980
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def _archive(top: Path, names: Collection[str]) -> bytes:
             entry = archive.gettarinfo(path, name)
             entry.uid = entry.gid = 0
             entry.uname = entry.gname = ""
-            entry.mtime = MTIME
+            entry.mtime = 0
             entry.mode = 0o755 if entry.mode & 0o100 else 0o644
             if entry.islnk():  # a second name of a file: its content once more
                 entry.type, entry.size = tarfile.REGTYPE, path.stat().st_size
@@ -163,6 +162,8 @@ def unpack(archive: Path, folder: Path, notes: Path) -> None:
             if not same or _state(folder / name) != before.get(name):
                 _remove(folder / name)
                 packed.extract(entry, folder, filter="tar")
+                # DVC takes a file of the same size and time for unchanged.
+                os.utime(folder / name, follow_symlinks=False)
             after[name] = _state(folder / name)
     notes.write_text(json.dumps([archive.name, after]))
 
