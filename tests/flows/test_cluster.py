@@ -32,7 +32,9 @@ from tests.flows.services import (
     processes_below,
     wait_until,
 )
+from tests.flows.test_deployment import small
 from tests.helpers import environment
+from tests.helpers import make_repository as make_project
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +62,9 @@ def make_worker(folder: Path, address: str, name: str, *more: str, **env: str) -
     home = folder / name
     home.mkdir()
     command = ("dvc-flow", "worker", address, "--name", name, *more)
-    return Service(home, *command, HOME=str(home), **PREFECTS, **env)
+    made = Service(home, *command, HOME=str(home), **PREFECTS)
+    made.environment |= env
+    return made
 
 
 class Cluster:
@@ -240,6 +244,36 @@ def test_a_failing_stage_is_quoted(
     assert "2 stages: 1 cached; failed: bad" in flow(root, server, cluster, "--keep-going").stdout
 
 
+def test_the_projects_own_graph_gives_the_same_bytes(
+    cluster: Cluster, server: dict[str, str], tmp_path: Path
+) -> None:
+    """Models, curves and predictions of the digits, made by two machines, are those of one."""
+    root = make_project(tmp_path / "project", small)
+    for command in (
+        ("dvc", "remote", "add", "-d", "store", str(tmp_path / "store")),
+        ("git", "add", "-A"),
+        ("git", "commit", "-qm", "first"),
+    ):
+        assert run(*command, cwd=root).returncode == 0
+    cluster.add()
+    cluster.add()
+    done = flow(root, server, cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert dvc_status(root) == CLEAN
+    fresh = tmp_path / "fresh"
+    assert run("git", "clone", "-q", str(root), str(fresh), cwd=root).returncode == 0
+    assert run("dvc", "repro", "train", "evaluate", cwd=fresh).returncode == 0
+    determined = [
+        path.relative_to(fresh)
+        for folder in ("models", "predictions", "results")
+        for path in (fresh / folder).rglob("*")
+        if path.is_file() and path.name != ".gitignore"
+    ]
+    assert len(determined) >= 10
+    for path in determined:
+        assert (root / path).read_bytes() == (fresh / path).read_bytes(), path
+
+
 NAP = "touch {0}/$DVC_STAGE; sleep 15; cat input.txt > {1}"
 
 
@@ -346,12 +380,12 @@ def test_a_dead_scheduler_ends_the_run_in_one_line(
     cluster.add("--jobs", "3")
     process = start(root, server, cluster)
     wait_until(lambda: len(list(begun.iterdir())) == 2, 60, "both stages")
-    wait_until(lambda: "quick" in (root / "dvc.lock").read_text(), 60, "the quick one")
+    wait_until((root / "dvc.lock").exists, 60, "the record of the quick one")
     cluster.scheduler.kill()
     out, _err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in out
-    assert "scheduler" in out.splitlines()[-1] or "scheduler" in out
+    assert "the scheduler is gone" in out
     wait_until(lambda: not stages_below(cluster.folder), 30, "the end of all stages")
     cluster.scheduler.log.unlink()
     cluster.scheduler.start()
@@ -476,7 +510,7 @@ def make_certificates(folder: Path, *names: str) -> None:
         (folder / name).mkdir(parents=True)
     commands = [
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 825 "
-        "-subj /CN=dvc-flow -keyout ca.key -out ca.pem"
+        "-subj /CN=authority -keyout ca.key -out ca.pem"
     ]
     for name in names:
         commands += [

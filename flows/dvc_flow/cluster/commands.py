@@ -54,7 +54,7 @@ def scheduler(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     _add_tls(parser)
     given = parser.parse_args(arguments)
-    security = security_of(f"tcp://{given.host}", given.tls)
+    security = security_of(given.host, given.tls)
 
     async def serve() -> None:
         async with Scheduler(

@@ -24,8 +24,14 @@ def security_of(address: str, tls: Path | None) -> Security | None:
     Raises
     ------
     ClusterError
-        If a file is missing, or if the address is beyond this machine and there is no folder.
+        If a file is missing, if the address is beyond this machine and there is no folder, or if
+        its scheme says otherwise.
     """
+    scheme = address.partition("://")[0]
+    if tls is None and scheme == "tls":
+        raise ClusterError(f"{address}: TLS needs a certificate; give --tls FOLDER")
+    if tls is not None and scheme == "tcp":
+        raise ClusterError(f"{address}: with --tls, the address begins with tls://")
     if tls is None:
         if not is_loopback(address):
             raise ClusterError(
