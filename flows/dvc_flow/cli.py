@@ -1,7 +1,7 @@
 """The command ``dvc-flow``: a parallel ``dvc repro``.
 
-``dvc-flow [TARGET …]`` reproduces; its other commands are ``dvc-flow verify``,
-``dvc-flow deployable`` and ``dvc-flow automations``. ``dvc-flow --help`` lists the options.
+``dvc-flow [TARGET …]`` reproduces. Its other commands are ``dvc-flow verify``, ``deployable``,
+``automations``, ``scheduler`` and ``worker``; ``dvc-flow --help`` lists the options.
 """
 
 import argparse
@@ -52,7 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
         description="Reproduce a DVC pipeline, independent stages in parallel.",
         epilog="dvc-flow verify looks for damaged files in DVC's cache, and removes them; dvc-flow "
         "deployable checks that other machines can clone what is checked out; dvc-flow automations "
-        "registers with Prefect's server what handles dead runs.",
+        "registers with Prefect's server what handles dead runs; dvc-flow scheduler and dvc-flow "
+        "worker run until stopped, for --cluster.",
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="as dvc repro takes them")
     parser.add_argument(

@@ -2,7 +2,9 @@
 
 ::
 
-    coordinator   places a stage on a worker, and takes its result: dvc.lock and what git keeps
+    coordinator   decides what runs, and takes the results: dvc.lock and what git keeps
+      │
+    workers       finds room for a stage on a worker
       │  job
     machine       in Dask's worker: hands the job to a free slot, and its lines back
       │  job
