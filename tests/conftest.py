@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import pytest
 from pipeline.core import paths
 from tests.helpers import ROOT, Mirror, add_tiny, edit_params, make_repository, run
 from tests.history import make_history
+
+# A shell lets what it starts in the background ignore SIGINT, and our children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

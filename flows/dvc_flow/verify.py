@@ -9,12 +9,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvc.lock import LockError, make_lock
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
-from dvc.stage.cache import _can_hash
+from dvc.stage.cache import _can_hash, _get_stage_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 
 from dvc_flow.remote import deps_as_now
@@ -60,7 +61,11 @@ def remove_damaged(stage: "Stage", *, run_cache: bool) -> list[str]:
 def _earlier_run(stage: "Stage") -> Any:
     """Return the run-cache's entry for what the stage's dependencies are now, if there is one."""
     with deps_as_now(stage):
-        return stage.repo.stage_cache._load(stage)
+        cache = stage.repo.stage_cache
+        # DVC fails on an empty folder, which it leaves if it is killed before it writes the entry.
+        with suppress(OSError):
+            Path(cache._get_cache_dir(_get_stage_hash(stage))).rmdir()
+        return cache._load(stage)
 
 
 def remove_all_damaged(repository: Repository) -> list[str]:

@@ -122,13 +122,20 @@ class Server(Service):
         return self._request("POST", path, body)
 
     def _request(self, method: str, path: str, body: dict[str, Any]) -> Any:
+        (answer,) = wait_until(
+            lambda: self._answer(method, path, body), 60, f"an answer to {path}", every=1
+        )
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def _answer(self, method: str, path: str, body: dict[str, Any]) -> list[requests.Response]:
+        """Return the server's answer; none if it is busy, when Prefect's client tries again too."""
         user, _, password = self.auth.partition(":")
         answer = requests.request(
             method, f"{self.url}/{path}", json=body, timeout=30,
             auth=(user, password) if self.auth else None,
         )  # fmt: skip
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
+        return [answer] if answer.status_code != 503 else []
 
     def runs(self, **filters: Any) -> list[dict[str, Any]]:
         """Return flow runs, the newest first."""

@@ -56,6 +56,21 @@ def test_a_run_checks_what_it_restores(make_repository: Callable[[Stages], Path]
     assert path.read_text() == (root / "join.txt").read_text() == "input\ninput\n"
 
 
+def test_an_empty_folder_of_the_run_cache_is_no_obstacle(
+    make_repository: Callable[[Stages], Path],
+) -> None:
+    """DVC, killed before it wrote an entry, fails on its folder ever after; the flow does not."""
+    root = make_repository(fan_out(1))
+    assert run("dvc", "repro", "source", cwd=root).returncode == 0
+    for entry in list((root / ".dvc/cache/runs").rglob("*")):
+        if entry.is_file():
+            entry.unlink()
+    (root / "dvc.lock").unlink()
+    assert "NoneType" in run("dvc", "repro", "source", cwd=root).stderr
+    with engine(root) as (reproducer, nodes):
+        assert reproducer.run(nodes["source"]) is Outcome.RAN
+
+
 def test_an_object_of_dvc_2_is_not_judged(make_repository: Callable[[Stages], Path]) -> None:
     """It is named by a hash of its text with other line ends, and stays."""
     root = make_repository(fan_out(1))
