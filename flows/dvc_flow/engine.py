@@ -91,7 +91,7 @@ class Engine:
         self.stop = stop or Stop()
         self.say = say
         self.records = Records(nodes)
-        self.devices: dict[str, str] = {}  # where stages ran that had a GPU, by their names
+        self.ran_on: dict[str, str] = {}  # by stage: another machine, or its GPUs
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +137,7 @@ class Engine:
         with self.resources.hold(policy.gpus, policy.memory_gb, self.stop) as (variables, held):
             on_begin()
             if variables:
-                self.devices[node.name] = f"GPU {variables['CUDA_VISIBLE_DEVICES']}"
+                self.ran_on[node.name] = f"GPU {variables['CUDA_VISIBLE_DEVICES']}"
             run = _Run(self, node, Lines(on_lines), variables, held)
             for _ in range(BUSY_TRIES):
                 if self.stop.is_set():

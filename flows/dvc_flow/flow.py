@@ -156,7 +156,7 @@ def reproduce(
             require_unchanged(nodes)
             # Prefect's names repeat; with the run's id they do not.
             name = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
-            where = [f"{stage}: {place}" for stage, place in sorted(engine.devices.items())]
+            where = [f"{stage}: {place}" for stage, place in sorted(engine.ran_on.items())]
             title = "\n".join([f"Reproduce {message}", *([""] if where else []), *where])
             recorded = record_result(
                 repository.root,

@@ -103,7 +103,7 @@ class Reproduction:
             raise
         finally:
             log.close()
-        where = self.engine.devices.get(node.name, "")
+        where = self.engine.ran_on.get(node.name, "")
         self.terminal.end(node.name, outcome.lower(), time.monotonic() - begin, where)
         return outcome
 
@@ -123,7 +123,7 @@ def make_task(node: Node, reproduction: Reproduction) -> Task[[], State[Any]]:
     )
     def run_node() -> State[Any]:
         outcome = reproduction.run(node, StageLog(node.name, reproduction.progress))
-        where = reproduction.engine.devices.get(node.name)
+        where = reproduction.engine.ran_on.get(node.name)
         told = [*node.reasons(), *([f"on {where}"] if where else [])]
         return Completed(name=outcome.value, message="; ".join(told) or None)
 

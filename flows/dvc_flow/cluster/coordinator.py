@@ -118,7 +118,7 @@ class ClusterEngine(Engine):
                         on_lines([f"{place.worker.name} died"])
                         continue
                 self._take(node, done)
-                self.devices[node.name] = ", ".join(filter(None, [place.worker.name, done.device]))
+                self.ran_on[node.name] = ", ".join(filter(None, [place.worker.name, done.device]))
                 return Outcome(done.outcome)
         finally:
             del self.listeners[job.stage]

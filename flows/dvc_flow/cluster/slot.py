@@ -86,7 +86,7 @@ def perform(
     push_outputs(repository, [node])
     entry = to_lockfile(node.stage)[node.stage.name]
     files = dict(_in_git(node.stage, root))
-    return Done(outcome.value, entry, files, engine.devices.get(node.name, ""))
+    return Done(outcome.value, entry, files, engine.ran_on.get(node.name, ""))
 
 
 def _lay_out(job: Job, root: Path, cache: Path) -> None:
