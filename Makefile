@@ -59,7 +59,7 @@ worker: setup ## run what the deployments start, until stopped
 	$(BIN)/python -m prefect worker start --pool alexnet-mnist
 
 test: setup-dev ## run all tests, three files at a time
-	$(BIN)/python -m pytest -n 3 --dist loadscope -rs
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -rs
 
 test-quick: setup-dev ## run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow"

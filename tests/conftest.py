@@ -17,6 +17,14 @@ from tests.history import make_history
 # A shell lets what it starts in the background ignore SIGINT, and our children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files whose tests wait for services: with several processes, begun last they would end last.
+LONGEST = ("test_deployment", "test_cluster", "test_kills", "test_server", "test_automations")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
