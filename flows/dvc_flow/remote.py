@@ -254,9 +254,9 @@ def push_outputs(repository: "Repository", nodes: "Sequence[Node]") -> None:
     with repository.held() as repo:
         outs = [out for stage in stages for out in stage.outs if out.use_cache and out.hash_info]
         try:
-            if outs:
-                push_files(repo, outs)
-                repo.push([out.fs_path for out in outs])
+            rest = push_objects(repo, outs)
+            if rest:
+                repo.push([out.fs_path for out in rest])
             push_runs(repo, stages)
         # Each kind of remote has a library of its own, with errors of its own.
         except Exception as error:
@@ -276,22 +276,40 @@ def _runs_of(repo: "Repo", command: str) -> Any:
     return None if isinstance(store.fs, HTTPFileSystem) else store
 
 
-def push_files(repo: "Repo", outs: Iterable["Output"]) -> None:
-    """Send the files of folders that the outputs' remotes lack.
+def push_objects(repo: "Repo", outs: Iterable["Output"]) -> list["Output"]:
+    """Send outputs to their remotes; return those that only DVC itself can send.
 
-    ``dvc push`` assumes that a remote which has the list of a folder's files has the files as well,
-    so it would never send one again that was collected there.
+    ``dvc push`` reads the whole repository first, and assumes that a remote which has the list of a
+    folder's files has the files as well, so it would never send one again that was collected there.
+
+    Raises
+    ------
+    OSError
+        If some could not be sent.
     """
-    files: dict[str, tuple[Any, set[Any]]] = {}  # by the store's place
+    rest = []
+    by_remote: dict[str, tuple[Any, set[Any], set[Any]]] = {}  # its files of folders, and outputs
     for out in outs:
-        tree = _list_of(out) if out.hash_info.isdir else None
         remote = None
-        with suppress(RemoteConfigError):  # a versioned remote keeps no such lists
-            remote = remote_of(out) if tree else None
-        if tree and remote is not None:
-            _, wanted = files.setdefault(remote.path, (remote, set()))
-            wanted.update(hash_info for _, _, hash_info in tree)
-    for remote, wanted in files.values():
-        with closing(get_index(remote)) as index:  # DVC's notes on what the remote has
-            index.clear()
-        repo.cloud.push(wanted, odb=remote)
+        with suppress(RemoteConfigError):  # a versioned remote
+            remote = None if out.stage.is_import else remote_of(out)
+        if remote is None:
+            rest.append(out)
+        elif out.can_push:
+            _, files, objects = by_remote.setdefault(remote.path, (remote, set(), set()))
+            objects.add(out.hash_info)
+            tree = _list_of(out) if out.hash_info.isdir else None
+            files.update(hash_info for _, _, hash_info in tree or ())
+    for remote, files, objects in by_remote.values():
+        if files:
+            with closing(get_index(remote)) as index:  # DVC's notes on what the remote has
+                index.clear()
+        failed = [
+            each
+            for some in (files, objects)
+            if some
+            for each in repo.cloud.push(some, odb=remote).failed
+        ]
+        if failed:
+            raise OSError(f"{len(failed)} files could not be sent")
+    return rest

@@ -14,7 +14,7 @@ from dvc.stage import PipelineStage
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_lockfile
 
-from dvc_flow.cluster.job import Done, Job
+from dvc_flow.cluster.job import Address, Done, Job
 from dvc_flow.cluster.snapshot import take_snapshot
 from dvc_flow.cluster.workers import Cluster, WorkerDied
 from dvc_flow.engine import Engine, Outcome
@@ -154,9 +154,16 @@ class ClusterEngine(Engine):
                     entry = deepcopy(to_lockfile(each)[each.name])
                 if entry:
                     entries[each.name] = entry
-        dvcfile = Path(stage.path).relative_to(root)
+
+        def place(each: Any) -> Address:
+            name = each.name if isinstance(each, PipelineStage) else None
+            return str(Path(each.path).relative_to(root)), name
+
         return Job(
-            stage=f"{dvcfile}:{stage.name}",
+            stage=node.name,
+            address=place(stage),
+            sources=tuple(map(place, node.sources)),
+            policy=node.policy,
             project=self.snapshot.project,
             snapshot=self.snapshot.digest,
             inside=self.snapshot.inside,

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dvc_flow.policy import Policy
+
+Address = tuple[str, str | None]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -12,7 +16,11 @@ class Job:
     Attributes
     ----------
     stage : str
-        As DVC addresses it from the repository's root.
+        Its name, as the coordinator shows it.
+    address, sources : tuple, tuple of tuple
+        The files of the stage and of those that it depends on, relative to the repository's root,
+        with the stages' names in them; None in a .dvc file.
+    policy : Policy
     project, snapshot : str
         Which project, and the digest of its snapshot.
     inside : str
@@ -33,6 +41,9 @@ class Job:
     """
 
     stage: str
+    address: Address
+    sources: tuple[Address, ...]
+    policy: Policy
     project: str
     snapshot: str
     inside: str

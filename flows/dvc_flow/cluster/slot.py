@@ -9,9 +9,8 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from dvc_flow.engine import Engine
 from dvc_flow.environment import environment  # first: it remembers the caller's variables
 from dvc_flow.errors import FlowError, StageStopped, one_line
 from dvc_flow.remote import inputs_of, push_outputs
-from dvc_flow.repository import Node, Repository, Selection, explained
+from dvc_flow.repository import Node, Repository, explained
 from dvc_flow.settings import read_settings
 from dvc_flow.slots import Resources
 from dvc_flow.stop import Stop
@@ -64,11 +63,12 @@ def perform(
     _lay_out(job, root, cache)
     os.chdir(root)
     repository = Repository()
-    (node,) = repository.plan(Selection((job.stage,), single_item=True))
-    node = replace(node, lost=job.lost)
-    assert node.stage is not None  # noqa: S101 - a planned node has one
-    with repository.held():
-        _remove_stale(node)
+    with repository.held() as repo:
+        # By its place: for a name DVC would read the whole repository.
+        stage = repo.stage.load_one(*job.address)
+        sources = tuple(repo.stage.load_one(*each) for each in job.sources)
+        node = Node(job.stage, (), job.policy, lost=job.lost, stage=stage, sources=sources)
+        _remove_stale(stage, sources)
     resources = Resources(memory_gb=float("inf"))  # the cluster's scheduler counts memory
     engine = Engine(
         repository,
@@ -84,8 +84,8 @@ def perform(
     outcome = engine.run(node, force=job.force, on_lines=say)
     engine.finish()
     push_outputs(repository, [node])
-    entry = to_lockfile(node.stage)[node.stage.name]
-    files = dict(_in_git(node.stage, root))
+    entry = to_lockfile(stage)[stage.name]
+    files = dict(_in_git(stage, root))
     return Done(outcome.value, entry, files, engine.ran_on.get(node.name, ""))
 
 
@@ -112,13 +112,12 @@ def _lay_out(job: Job, root: Path, cache: Path) -> None:
         config["cache"]["dir"] = str(cache)
 
 
-def _remove_stale(node: Node) -> None:
-    """Remove what earlier jobs left of the stage's inputs and outputs, if it is no longer right."""
-    assert node.stage is not None  # noqa: S101
-    for out in [*inputs_of(node.stage, node.sources), *node.stage.outs]:
+def _remove_stale(stage: "Stage", sources: "Sequence[Stage]") -> None:
+    """Remove what earlier jobs left of a stage's inputs and outputs, if it is no longer right."""
+    for out in [*inputs_of(stage, sources), *stage.outs]:
         if out.use_cache and out.exists and (not out.hash_info or out.changed_checksum()):
             out.remove()
-    for out in node.stage.outs:
+    for out in stage.outs:
         if out.persist and out.use_cache and out.hash_info and not out.exists:
             out.repo.pull([out.fs_path], force=True)
 
