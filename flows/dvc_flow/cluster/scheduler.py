@@ -1,6 +1,7 @@
 """What Dask's scheduler tells of its workers."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -20,10 +21,15 @@ class Worker:
     total: dict[str, float]
     used: dict[str, float]
 
-    def free(self, taken: dict[str, float]) -> dict[str, float]:
-        """Return what is free, if `taken` is known to be used at least."""
+    def without(self, taken: Mapping[str, float]) -> "Worker":
+        """Return the worker as others use it, of which `taken` is ours."""
+        used = {kind: max(0, amount - taken.get(kind, 0)) for kind, amount in self.used.items()}
+        return replace(self, used=used)
+
+    def free(self, taken: Mapping[str, float]) -> dict[str, float]:
+        """Return what is free if `taken` is used as well."""
         return {
-            kind: amount - max(self.used.get(kind, 0), taken.get(kind, 0))
+            kind: amount - self.used.get(kind, 0) - taken.get(kind, 0)
             for kind, amount in self.total.items()
         }
 

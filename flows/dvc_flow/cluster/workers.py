@@ -76,7 +76,7 @@ class Cluster:
         self.changed = threading.Condition()
         self.workers: dict[str, Worker] = {}
         self.refused: set[str] = set()
-        self.taken: dict[str, Counter[str]] = {}  # by us, which the scheduler may not know yet
+        self.taken: dict[str, Counter[str]] = {}  # by us, of each worker that may be used
         self.over = threading.Event()
         self.own = machine.installed()
         self.thread = threading.Thread(target=self._watch, daemon=True, name="cluster")
@@ -104,10 +104,11 @@ class Cluster:
                 if address not in self.workers and address not in self.refused:
                     self._greet(worker)
             with self.changed:
+                # What we take is known here at once, and to the scheduler a moment later.
                 self.workers = {
-                    address: worker
+                    address: worker.without(self.taken[address])
                     for address, worker in found.items()
-                    if address in self.workers or address in self.taken
+                    if address in self.taken
                 }
                 self.changed.notify_all()
 
@@ -192,7 +193,7 @@ class Cluster:
         amounts = {PLACE: 1.0} | {kind: amount for kind, amount in amounts.items() if amount}
         able = []
         for worker in workers:
-            free = worker.free(dict(self.taken[worker.address]))
+            free = worker.free(self.taken[worker.address])
             if all(free.get(kind, 0) >= amount for kind, amount in amounts.items()):
                 left = free.get("GPU", 0) - amounts.get("GPU", 0)
                 able.append((left, -free[PLACE], worker.address))
