@@ -254,9 +254,7 @@ def push_outputs(repository: "Repository", nodes: "Sequence[Node]") -> None:
     with repository.held() as repo:
         outs = [out for stage in stages for out in stage.outs if out.use_cache and out.hash_info]
         try:
-            rest = push_objects(repo, outs)
-            if rest:
-                repo.push([out.fs_path for out in rest])
+            push_data(repo, outs)
             push_runs(repo, stages)
         # Each kind of remote has a library of its own, with errors of its own.
         except Exception as error:
@@ -276,11 +274,12 @@ def _runs_of(repo: "Repo", command: str) -> Any:
     return None if isinstance(store.fs, HTTPFileSystem) else store
 
 
-def push_objects(repo: "Repo", outs: Iterable["Output"]) -> list["Output"]:
-    """Send outputs to their remotes; return those that only DVC itself can send.
+def push_data(repo: "Repo", outs: Iterable["Output"]) -> None:
+    """Send outputs to their remotes.
 
-    ``dvc push`` reads the whole repository first, and assumes that a remote which has the list of a
-    folder's files has the files as well, so it would never send one again that was collected there.
+    ``dvc push`` sends imports, and what goes to versioned remotes. For the rest it is avoided: it
+    reads the whole repository first, and assumes that a remote which has the list of a folder's
+    files has the files as well, so it would never send one again that was collected there.
 
     Raises
     ------
@@ -312,4 +311,5 @@ def push_objects(repo: "Repo", outs: Iterable["Output"]) -> list["Output"]:
         ]
         if failed:
             raise OSError(f"{len(failed)} files could not be sent")
-    return rest
+    if rest:
+        repo.push([out.fs_path for out in rest])

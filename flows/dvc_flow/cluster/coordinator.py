@@ -19,7 +19,7 @@ from dvc_flow.cluster.snapshot import take_snapshot
 from dvc_flow.cluster.workers import Cluster, WorkerDied
 from dvc_flow.engine import Engine, Outcome
 from dvc_flow.errors import ClusterError, StageFailed, one_line
-from dvc_flow.remote import inputs_of
+from dvc_flow.remote import inputs_of, push_data
 from dvc_flow.repository import Node, changes_of, lock_of, reason_of
 
 DEATHS = 3  # workers that a stage may take with it
@@ -133,7 +133,7 @@ class ClusterEngine(Engine):
         ]  # fmt: skip
         if wanted:
             try:
-                node.stage.repo.push([out.fs_path for out in wanted])
+                push_data(node.stage.repo, wanted)
             except Exception as error:  # each kind of remote has errors of its own
                 raise StageFailed(
                     f"{node.name}: {', '.join(map(str, wanted))} could not be sent to DVC's remote "

@@ -22,7 +22,7 @@ from dvc.utils.serialize._yaml import _dump
 from dvc_flow.cluster.job import Done, Job
 from dvc_flow.cluster.snapshot import unpack
 from dvc_flow.engine import Engine
-from dvc_flow.environment import environment  # first: it remembers the caller's variables
+from dvc_flow.environment import environment
 from dvc_flow.errors import FlowError, StageStopped, one_line
 from dvc_flow.remote import inputs_of, push_outputs
 from dvc_flow.repository import Node, Repository, explained
