@@ -16,11 +16,12 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import PrefectException
 
+from dvc_flow.heartbeat import INTERVAL
 from dvc_flow.repository import Repository
 from dvc_flow.server import explain
 from dvc_flow.settings import read_settings
 
-HEARTBEATS_MISSED_AFTER = timedelta(seconds=90)  # three, as prefect.yaml sets their interval
+HEARTBEATS_MISSED_AFTER = 3 * INTERVAL
 NOT_BEGUN_AFTER = timedelta(minutes=10)
 TOO_LATE_AFTER = timedelta(hours=6)
 # A process that dies between one of these and its next heartbeat is missed as well: a worker that

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, get_args
 
 from dvc_flow.environment import environment  # first: it remembers the caller's variables
 from dvc_flow.errors import FlowError, explain_extra
+from dvc_flow.imports import importing
 from dvc_flow.params import changed_params
 from dvc_flow.record import Record, require_deployable, require_recordable
 from dvc_flow.repository import Node, Repository, Selection
@@ -30,7 +31,6 @@ SETTINGS = {
     "DO_NOT_TRACK": "1",
     # A server that is away is waited for 14 seconds at each report, not for a minute.
     "PREFECT_CLIENT_MAX_RETRIES": "3",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; see dvc_flow.automations
 }
 # The run's log has every line; a terminal gets one line per stage.
 SILENCE = {
@@ -208,7 +208,7 @@ def _show_idle(nodes: Sequence[Node], *, quiet: bool) -> None:
 def _run_flow(parsed: argparse.Namespace, planned: tuple[Repository, list[Node]] | None) -> None:
     for name, value in (SETTINGS if parsed.verbose else SETTINGS | SILENCE).items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
+    with importing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a home that cannot be written; the server says so
         from dvc_flow.orchestrated import run
 

@@ -19,6 +19,7 @@ from dvc_flow.artifacts import publish_results
 from dvc_flow.engine import Engine
 from dvc_flow.environment import environment
 from dvc_flow.errors import GraphError, RunFailed, explain_extra
+from dvc_flow.heartbeat import beating
 from dvc_flow.params import files_of, set_params
 from dvc_flow.record import Record, record_result, require_recordable, require_unchanged
 from dvc_flow.remote import push_outputs
@@ -113,6 +114,7 @@ def reproduce(
         targets or (), single_item, pipeline, all_pipelines, recursive, glob, downstream
     )
     with ExitStack() as stack:
+        stack.enter_context(beating())
         stack.enter_context(hold_workspace(Path(repository.dvc.tmp_dir)))
         terminal = stack.enter_context(Terminal(progress, quiet=quiet))
         remove_half_written_lock(repository.root)

@@ -7,11 +7,15 @@ from typing import Any
 
 import httpx
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+from prefect.settings.context import temporary_settings
 
 from dvc_flow.errors import FlowError, RunFailed
 from dvc_flow.flow import PLANNED, reproduce
 from dvc_flow.repository import Node, Repository
 from dvc_flow.server import any_server, explain
+
+NO_HEARTBEATS = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}  # dvc_flow.heartbeat sends them
 
 
 def run(
@@ -33,7 +37,7 @@ def run(
     """
     PLANNED.set(planned)
     try:
-        with any_server():
+        with any_server(), temporary_settings(NO_HEARTBEATS):
             state = reproduce(**parameters, return_state=True)
     except (PrefectException, httpx.HTTPError, RuntimeError, OSError, ValueError) as error:
         if isinstance(error, httpx.TransportError):

@@ -8,27 +8,12 @@ from prefect.events.actions import CancelFlowRun, ChangeFlowRunState
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from ruamel.yaml import YAML
 
-from dvc_flow.automations import HEARTBEATS_MISSED_AFTER, apply, automations
-from dvc_flow.cli import SETTINGS
+from dvc_flow.automations import apply, automations
 from tests.flows.services import Server, wait_until
 from tests.helpers import ROOT
 
 AUTOMATIONS = automations("some-project")
 PREFECT = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())
-
-
-def test_every_deployment_sends_heartbeats_often_enough() -> None:
-    """A run may miss two heartbeats before it counts as dead."""
-    for deployment in PREFECT["deployments"]:
-        env = deployment["work_pool"]["job_variables"]["env"]
-        interval = int(env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
-        assert interval * 3 <= HEARTBEATS_MISSED_AFTER.total_seconds(), deployment["name"]
-
-
-def test_a_run_from_a_terminal_does_too() -> None:
-    """A run without a deployment is not taken for dead while it lives."""
-    interval = int(SETTINGS["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
-    assert interval * 3 <= HEARTBEATS_MISSED_AFTER.total_seconds()
 
 
 def test_only_runs_of_this_flow_are_touched() -> None:
