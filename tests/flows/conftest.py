@@ -5,10 +5,10 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from difflib import unified_diff
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -17,6 +17,9 @@ from dvc_flow.engine import Engine
 from dvc_flow.repository import Node, Repository, Selection
 from tests.flows.services import Server
 from tests.helpers import environment
+
+if TYPE_CHECKING:
+    from tests.flows.clusters import Cluster
 
 # Prefect reads these while it is imported: a test neither finds nor touches the user's own.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
@@ -154,3 +157,30 @@ def in_process(prefect: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
     with temporary_settings({PREFECT_API_URL: prefect.url}):
         yield
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> "Iterator[Cluster]":
+    """A scheduler without workers."""
+    from tests.flows.clusters import Cluster
+
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    with ExitStack() as stack:
+        yield Cluster(folder, stack)
+
+
+@pytest.fixture
+def make_shared(
+    make_repository: Callable[[Stages], Path], tmp_path: Path
+) -> Callable[[Stages], Path]:
+    """Return a function that makes a repository with a DVC remote."""
+
+    def with_remote(stages: Stages) -> Path:
+        root = make_repository(stages)
+        done = run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"), cwd=root)
+        assert done.returncode == 0, done.stderr
+        assert run("git", "commit", "-qam", "remote", cwd=root).returncode == 0
+        return root
+
+    return with_remote

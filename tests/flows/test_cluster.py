@@ -1,20 +1,24 @@
-"""Stages on the workers of a cluster: real schedulers and workers, each with a home of its own."""
+"""Stages on the workers of a cluster: what they do, and what is left."""
 
 import hashlib
-import os
 import random
 import shutil
-import signal
 import subprocess
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
+from tests.flows.clusters import (
+    TIMES,
+    Cluster,
+    Scheduler,
+    by_dvc,
+    flow,
+    make_worker,
+    napping,
+    start,
+)
 from tests.flows.conftest import (
     CLEAN,
     Stages,
@@ -25,103 +29,14 @@ from tests.flows.conftest import (
     run,
     stage,
 )
-from tests.flows.services import (
-    Service,
-    command_of,
-    free_port,
-    processes_below,
-    wait_until,
-)
+from tests.flows.services import wait_until
 from tests.flows.test_deployment import small
 from tests.helpers import environment
 from tests.helpers import make_repository as make_project
 
 pytestmark = pytest.mark.slow
 
-TIMES = int(os.environ.get("CLUSTERS", "1"))
 MakeRepository = Callable[[Stages], Path]
-PREFECTS = {"PREFECT_API_URL": "", "PREFECT_HOME": "/nowhere"}  # what no worker may need
-
-
-class Scheduler(Service):
-    """A scheduler on this machine."""
-
-    def __init__(self, folder: Path, *more: str) -> None:
-        port = free_port()
-        self.address = f"tcp://127.0.0.1:{port}"
-        super().__init__(folder, "dvc-flow", "scheduler", "--port", str(port), *more)
-
-    def start(self) -> "Scheduler":
-        super().start()
-        wait_until(lambda: "scheduler at" in self.log.read_text(), 60, "the scheduler")
-        return self
-
-
-def make_worker(folder: Path, address: str, name: str, *more: str, **env: str) -> Service:
-    """Return a worker, yet to be started, that has nothing but its own home."""
-    home = folder / name
-    home.mkdir()
-    command = ("dvc-flow", "worker", address, "--name", name, *more)
-    made = Service(home, *command, HOME=str(home), **PREFECTS)
-    made.environment |= env
-    return made
-
-
-class Cluster:
-    """A scheduler and its workers."""
-
-    def __init__(self, folder: Path, stack: ExitStack, *more: str) -> None:
-        self.folder, self.stack = folder, stack
-        self.scheduler = stack.enter_context(Scheduler(folder, *more))
-        self.workers: list[Service] = []
-
-    @property
-    def address(self) -> str:
-        return self.scheduler.address
-
-    def add(self, *more: str, **env: str) -> Service:
-        """Start one more worker; wait until it has joined."""
-        name = f"machine{len(self.workers)}"
-        new = self.stack.enter_context(make_worker(self.folder, self.address, name, *more, **env))
-        self.workers.append(new)
-        wait_until(lambda: "working for" in new.log.read_text(), 60, name)
-        return new
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A scheduler without workers."""
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    with ExitStack() as stack:
-        yield Cluster(folder, stack)
-
-
-@pytest.fixture
-def make(make_repository: MakeRepository, tmp_path: Path) -> MakeRepository:
-    """Return a function that makes a repository with a DVC remote."""
-
-    def with_remote(stages: Stages) -> Path:
-        root = make_repository(stages)
-        done = run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"), cwd=root)
-        assert done.returncode == 0, done.stderr
-        assert run("git", "commit", "-qam", "remote", cwd=root).returncode == 0
-        return root
-
-    return with_remote
-
-
-def flow(root: Path, server: dict[str, str], cluster: Cluster, *more: str) -> Any:
-    return run("dvc-flow", "--cluster", cluster.address, *more, cwd=root, **server)
-
-
-def by_dvc(root: Path) -> dict[str, bytes]:
-    """Return what `dvc repro` leaves in a fresh clone of a repository."""
-    fresh = root.with_name(f"fresh-{uuid.uuid4().hex}")
-    assert run("git", "clone", "-q", str(root), str(fresh), cwd=root).returncode == 0
-    done = run("dvc", "repro", cwd=fresh)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return contents(fresh)
 
 
 def branches(root: Path) -> str:
@@ -133,7 +48,7 @@ def branches(root: Path) -> str:
 @pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("_", range(TIMES))
 def test_stages_run_at_the_same_time_on_different_machines(
-    _: int, workers: int, make: MakeRepository, cluster: Cluster, server: dict[str, str],
+    _: int, workers: int, make_shared: MakeRepository, cluster: Cluster, server: dict[str, str],
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """Each waits until all have begun; what is left has the bytes that `dvc repro` leaves."""
@@ -153,7 +68,7 @@ def test_stages_run_at_the_same_time_on_different_machines(
         stages[f"meet{n}"] = stage(meet, ("first.txt",)) | {"outs": outs}
     names = tuple(f"{kind}{n}.txt" for n in range(workers) for kind in ("met", "kept"))
     stages["last"] = stage(f"cat {' '.join(names)} > last.txt", names, "last.txt")
-    root = make(stages)
+    root = make_shared(stages)
     done = flow(root, server, cluster)
     assert done.returncode == 0, done.stdout + done.stderr
     homes = {n: Path((meeting / str(n)).read_text().strip()).name for n in range(workers)}
@@ -166,12 +81,12 @@ def test_stages_run_at_the_same_time_on_different_machines(
 
 
 def test_what_is_not_committed_reaches_the_workers(
-    make: MakeRepository, cluster: Cluster, server: dict[str, str]
+    make_shared: MakeRepository, cluster: Cluster, server: dict[str, str]
 ) -> None:
     """Edited params and code, new and ignored files; git's branches, index and stash stay."""
     code = "cat script.sh new.txt ignored.txt params.yaml > out.txt"
     stages = {"a": stage(code, ("script.sh", "new.txt", "ignored.txt"), "out.txt", params=["rate"])}
-    root = make(stages)
+    root = make_shared(stages)
     (root / "script.sh").write_text("old\n")
     (root / "params.yaml").write_text("rate: 1\n")
     (root / ".gitignore").write_text("ignored.txt\n")
@@ -194,10 +109,10 @@ def test_what_is_not_committed_reaches_the_workers(
 
 
 def test_a_result_is_recorded_with_where_it_was_made(
-    make: MakeRepository, cluster: Cluster, server: dict[str, str]
+    make_shared: MakeRepository, cluster: Cluster, server: dict[str, str]
 ) -> None:
     """--record commit works as from a local run; the commit names the machines."""
-    root = make(fan_out(2))
+    root = make_shared(fan_out(2))
     cluster.add("--jobs", "2")
     done = flow(root, server, cluster, "--record", "commit")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -209,10 +124,10 @@ def test_a_result_is_recorded_with_where_it_was_made(
 
 
 def test_results_stay_in_the_remote_if_they_may_be_missing(
-    make: MakeRepository, cluster: Cluster, server: dict[str, str]
+    make_shared: MakeRepository, cluster: Cluster, server: dict[str, str]
 ) -> None:
     """With --allow-missing only what is here already is brought up to date."""
-    root = make(fan_out(2))
+    root = make_shared(fan_out(2))
     cluster.add()
     done = flow(root, server, cluster, "--allow-missing")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -229,11 +144,11 @@ def test_results_stay_in_the_remote_if_they_may_be_missing(
 
 
 def test_a_failing_stage_is_quoted(
-    make: MakeRepository, cluster: Cluster, server: dict[str, str]
+    make_shared: MakeRepository, cluster: Cluster, server: dict[str, str]
 ) -> None:
     """Its last lines are shown, what does not depend on it runs, and the next run goes on."""
     stages = {"bad": stage("echo why >&2; false", out="bad"), "good": stage("echo > g", out="g")}
-    root = make(stages)
+    root = make_shared(stages)
     cluster.add()
     done = flow(root, server, cluster, "--keep-going")
     assert done.returncode == 1
@@ -274,153 +189,12 @@ def test_the_projects_own_graph_gives_the_same_bytes(
         assert (root / path).read_bytes() == (fresh / path).read_bytes(), path
 
 
-NAP = "touch {0}/$DVC_STAGE; sleep 15; cat input.txt > {1}"
-
-
-def napping(tmp_path: Path) -> tuple[Stages, Path]:
-    """Return two stages that take their time, and a folder in which they say that they began."""
-    begun = tmp_path / "begun"
-    begun.mkdir()
-    return {
-        name: stage(NAP.format(begun, name), ("input.txt",), name) for name in ("a", "b")
-    }, begun
-
-
-def start(root: Path, server: dict[str, str], cluster: Cluster) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        ["dvc-flow", "--cluster", cluster.address], cwd=root, env=environment(**server), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def dask_worker(worker: Service) -> psutil.Process:
-    """Return the process in which Dask runs tasks; the nanny is its parent."""
-    assert worker.process is not None
-    family = psutil.Process(worker.process.pid).children(recursive=True)
-    return next(each for each in family if "spawn_main" in " ".join(each.cmdline()))
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("_", range(TIMES))
-def test_a_worker_that_ends_leaves_its_stage_to_another(
-    _: int, signum: int, make: MakeRepository, cluster: Cluster, server: dict[str, str],
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    """Preempted or killed: nothing of the stage is left there, and it runs elsewhere."""
-    stages, begun = napping(tmp_path)
-    root = make(stages)
-    first, _second = cluster.add(), cluster.add()
-    process = start(root, server, cluster)
-    wait_until(lambda: len(list(begun.iterdir())) == 2, 60, "both stages")
-    victim = first.process.pid if signum == signal.SIGTERM else dask_worker(first).pid  # type: ignore[union-attr]
-    os.kill(victim, signum)
-    wait_until(lambda: not stages_below(first.folder), 15, "the stage's end")
-    out, _err = process.communicate(timeout=180)
-    assert process.returncode == 0, out
-    assert contents(root)["a"] == contents(root)["b"] == b"input\n"
-    assert dvc_status(root) == CLEAN
-
-
-def stages_below(folder: Path) -> list[psutil.Process]:
-    return [p for p in processes_below(str(folder)) if "sleep" in " ".join(command_of(p))]
-
-
-@pytest.mark.parametrize("_", range(TIMES))
-def test_a_frozen_worker_is_given_up(
-    _: int, make: MakeRepository, tmp_path: Path, server: dict[str, str]
-) -> None:
-    """One that does not answer for its time to live loses its stage to another."""
-    stages, begun = napping(tmp_path)
-    root = make(stages)
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    with ExitStack() as stack:
-        cluster = Cluster(folder, stack, "--worker-ttl", "5")
-        first, _second = cluster.add(), cluster.add()
-        process = start(root, server, cluster)
-        wait_until(lambda: len(list(begun.iterdir())) == 2, 60, "both stages")
-        frozen = dask_worker(first)
-        frozen.suspend()
-        try:
-            out, _err = process.communicate(timeout=180)
-        finally:
-            with suppress(psutil.Error):
-                frozen.resume()
-        assert process.returncode == 0, out
-        assert dvc_status(root) == CLEAN
-        wait_until(lambda: not stages_below(folder), 30, "the end of all stages")
-
-
-@pytest.mark.parametrize("_", range(TIMES))
-def test_stages_end_with_their_coordinator(
-    _: int, make: MakeRepository, cluster: Cluster, server: dict[str, str], tmp_path: Path
-) -> None:
-    """SIGKILL of the run ends its stages everywhere; workers take the next run."""
-    stages, begun = napping(tmp_path)
-    root = make(stages)
-    cluster.add("--jobs", "2")
-    process = start(root, server, cluster)
-    wait_until(lambda: len(list(begun.iterdir())) == 2, 60, "both stages")
-    process.kill()
-    process.communicate()
-    wait_until(lambda: not stages_below(cluster.folder), 30, "the end of all stages")
-    done = flow(root, server, cluster)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert dvc_status(root) == CLEAN
-
-
-@pytest.mark.parametrize("_", range(TIMES))
-def test_a_dead_scheduler_ends_the_run_in_one_line(
-    _: int, make: MakeRepository, cluster: Cluster, server: dict[str, str], tmp_path: Path
-) -> None:
-    """Within a minute, with nothing left running; the next run restores what was finished."""
-    stages, begun = napping(tmp_path)
-    stages["quick"] = stage("cat input.txt > quick", ("input.txt",), "quick")
-    root = make(stages)
-    cluster.add("--jobs", "3")
-    process = start(root, server, cluster)
-    wait_until(lambda: len(list(begun.iterdir())) == 2, 60, "both stages")
-    wait_until((root / "dvc.lock").exists, 60, "the record of the quick one")
-    cluster.scheduler.kill()
-    out, _err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Traceback" not in out
-    assert "the scheduler is gone" in out
-    wait_until(lambda: not stages_below(cluster.folder), 30, "the end of all stages")
-    cluster.scheduler.log.unlink()
-    cluster.scheduler.start()
-    cluster.add("--jobs", "2")
-    done = flow(root, server, cluster)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 stages: 2 completed; 1 cached" in done.stdout
-
-
-def test_a_stage_that_kills_its_workers_fails(
-    make: MakeRepository, cluster: Cluster, server: dict[str, str]
-) -> None:
-    """After three workers it is given up; what does not depend on it is done."""
-    kill = (
-        "import psutil\n"
-        "for each in psutil.Process().parents():\n"
-        "    if 'spawn_main' in ' '.join(each.cmdline()):\n"
-        "        each.kill()\n"
-    )
-    poison = stage("python kill.py; sleep 30", ("kill.py",), "x")
-    root = make({"poison": poison, "good": stage("echo > g", out="g")})
-    (root / "kill.py").write_text(kill)
-    cluster.add()
-    done = flow(root, server, cluster, "--keep-going")
-    assert done.returncode == 1
-    assert "poison: 3 workers died while they ran it" in done.stdout
-    assert (root / "g").exists()
-
-
 def test_a_worker_that_joins_late_is_used_at_once(
-    make: MakeRepository, cluster: Cluster, server: dict[str, str], tmp_path: Path
+    make_shared: MakeRepository, cluster: Cluster, server: dict[str, str], tmp_path: Path
 ) -> None:
     """It takes the stage that waits, within 5 seconds."""
     stages, begun = napping(tmp_path)
-    root = make(stages)
+    root = make_shared(stages)
     cluster.add()
     process = start(root, server, cluster)
     wait_until(lambda: len(list(begun.iterdir())) == 1, 60, "one stage")
@@ -431,7 +205,7 @@ def test_a_worker_that_joins_late_is_used_at_once(
 
 
 def test_gpus_are_never_shared(
-    make: MakeRepository, cluster: Cluster, server: dict[str, str], tmp_path: Path
+    make_shared: MakeRepository, cluster: Cluster, server: dict[str, str], tmp_path: Path
 ) -> None:
     """Two machines' workers with one GPU each, and a local flow that may use both."""
     taken = tmp_path / "taken"
@@ -442,7 +216,7 @@ def test_gpus_are_never_shared(
     )
     policy = {"meta": {"dvc-flow": {"gpus": 1}}}
     stages = {f"gpu{n}": stage(f"{use} gpu{n}", out=f"gpu{n}") | policy for n in range(4)}
-    root = make(stages)
+    root = make_shared(stages)
     local = Path(shutil.copytree(root, root.with_name("local"), symlinks=True))
     for gpu in ("901", "902"):
         cluster.add("--jobs", "2", CUDA_VISIBLE_DEVICES=gpu)
@@ -461,24 +235,24 @@ def test_gpus_are_never_shared(
 
 
 def test_a_stage_takes_what_there_is(
-    make: MakeRepository, cluster: Cluster, server: dict[str, str]
+    make_shared: MakeRepository, cluster: Cluster, server: dict[str, str]
 ) -> None:
     """It waits for no GPU and no memory that nobody has."""
     policy = {"meta": {"dvc-flow": {"gpus": 8, "memory_gb": 100_000}}}
-    root = make({"a": stage("echo a > a", out="a") | policy})
+    root = make_shared({"a": stage("echo a > a", out="a") | policy})
     cluster.add(CUDA_VISIBLE_DEVICES="")
     done = flow(root, server, cluster)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_worker_with_other_packages_is_not_used(
-    make: MakeRepository, cluster: Cluster, server: dict[str, str], tmp_path: Path
+    make_shared: MakeRepository, cluster: Cluster, server: dict[str, str], tmp_path: Path
 ) -> None:
     """It is refused in one line; the others are used."""
     package = tmp_path / "site/other-9.9.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 9.9\n")
-    root = make(fan_out(1))
+    root = make_shared(fan_out(1))
     cluster.add(PYTHONPATH=str(package.parent))
     cluster.add()
     done = flow(root, server, cluster)
@@ -488,9 +262,11 @@ def test_a_worker_with_other_packages_is_not_used(
     assert "leaf0: machine1" in done.stdout
 
 
-def test_nobody_there_is_one_clear_line(make: MakeRepository, server: dict[str, str]) -> None:
+def test_nobody_there_is_one_clear_line(
+    make_shared: MakeRepository, server: dict[str, str]
+) -> None:
     """No scheduler, one beyond this machine without TLS, no DVC remote: nothing runs."""
-    root = make(fan_out(1))
+    root = make_shared(fan_out(1))
     for address, why in (
         ("tcp://127.0.0.1:9", "no scheduler answers there"),
         ("tcp://192.0.2.1:8786", "beyond this machine only with TLS"),
@@ -527,13 +303,13 @@ def make_certificates(folder: Path, *names: str) -> None:
 
 
 def test_with_tls_strangers_are_refused(
-    make: MakeRepository, tmp_path: Path, server: dict[str, str]
+    make_shared: MakeRepository, tmp_path: Path, server: dict[str, str]
 ) -> None:
     """A run and a worker with certificates meet; one without, or with another authority's, cannot."""
     make_certificates(tmp_path / "ours", "tls")
     make_certificates(tmp_path / "others", "tls")
     tls, others = str(tmp_path / "ours/tls"), str(tmp_path / "others/tls")
-    root = make(fan_out(1))
+    root = make_shared(fan_out(1))
     folder = tmp_path / "cluster"
     folder.mkdir()
     with Scheduler(folder, "--tls", tls) as scheduler:

@@ -24,7 +24,7 @@ from dvc_flow.slots import GB, find_gpus
 
 PORT = 8786
 LOOPBACK = "127.0.0.1"
-JOIN_S = 60  # a worker gives up on a scheduler that does not answer
+JOIN_S = 60  # how long a worker waits for a scheduler, at first or when it is gone
 CLOSE_S = 10.0
 
 # A stage has the environment of whoever started the worker; Dask would add variables that keep
@@ -106,19 +106,23 @@ def worker(arguments: Sequence[str]) -> int:
 
     async def serve() -> None:
         try:
-            async with Nanny(
-                given.address, nthreads=given.jobs, resources=resources, memory_limit=0,
-                name=name_for(name, os.getpid()), security=security, death_timeout=JOIN_S,
-                host=LOOPBACK if security is None else None, silence_logs=logging.ERROR,
-                protocol="tls" if security else "tcp",
-                local_directory=os.environ[HOME], dashboard=False,
-            ) as started:  # fmt: skip
-                print(f"working for {given.address}; stop with Ctrl-C", flush=True)
-                await _until_stopped(started)
+            stopped = False
+            while not stopped:
+                async with Nanny(
+                    given.address, nthreads=given.jobs, resources=resources, memory_limit=0,
+                    name=name_for(name, os.getpid()), security=security, death_timeout=JOIN_S,
+                    host=LOOPBACK if security is None else None, silence_logs=logging.ERROR,
+                    protocol="tls" if security else "tcp",
+                    local_directory=os.environ[HOME], dashboard=False,
+                ) as started:  # fmt: skip
+                    print(f"working for {given.address}; stop with Ctrl-C", flush=True)
+                    stopped = await _until_stopped(started)
         except TimeoutError as error:
             raise ClusterError(f"{given.address}: no scheduler answered for {JOIN_S} s") from error
 
-    with dask.config.set(UNCHANGED):
+    # Dask gives up a connection after 30 seconds, however long it may take a worker to join.
+    patience = {"distributed.comm.timeouts.connect": f"{2 * JOIN_S} s"}
+    with dask.config.set(UNCHANGED | patience):
         _run(serve(), given.address)
     return 0
 
@@ -137,8 +141,14 @@ def _put_own_programs_first() -> None:
         os.environ["PATH"] = os.pathsep.join([programs, *path])
 
 
-async def _until_stopped(server: Any) -> None:
-    """Wait for SIGINT or SIGTERM, or until the server ends by itself; close it."""
+async def _until_stopped(server: Any) -> bool:
+    """Wait for SIGINT or SIGTERM, or until the server ends by itself; close it.
+
+    Returns
+    -------
+    bool
+        Whether there was a signal.
+    """
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stopped.set)
@@ -146,8 +156,11 @@ async def _until_stopped(server: Any) -> None:
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for each in waits:
         each.cancel()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(signum)
     with suppress(asyncio.TimeoutError):
         await asyncio.wait_for(server.close(), CLOSE_S)
+    return stopped.is_set()
 
 
 def _run(serving: Any, what: str) -> None:
