@@ -5,6 +5,7 @@ An interrupted training resumes from its last checkpoint and gives byte-identica
 
 import os
 import statistics
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,10 +47,19 @@ def summarise(
 
 def affects_rounding(device: Device, precision: str) -> dict[str, Any]:
     """Return the machine properties that can affect floating-point results."""
-    if device.kind == "GPU" or not device.instructions:
+    if device.kind == "GPU":
         return {"device": str(device), "precision": precision}
-    threads = len(os.sched_getaffinity(0))  # as many as TensorFlow starts
-    return {"instructions": device.instructions, "threads": threads, "precision": precision}
+    rest = {"threads": _count_threads(), "precision": precision}
+    if not device.instructions:
+        return {"device": str(device), **rest}
+    return {"instructions": device.instructions, **rest}
+
+
+def _count_threads() -> int:
+    """Return how many threads TensorFlow starts: one for each core that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def main(dataset: str, variant: str) -> None:

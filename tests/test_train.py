@@ -1,7 +1,9 @@
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,19 @@ def test_machines_of_one_kind_share_checkpoints() -> None:
     assert of(here, "float32") == of(there, "float32") != of(older, "float32")
     assert of(here, "float32") != of(here, "mixed_bfloat16")
     assert of(Device("GPU", "H200", True), "float32")["device"] == "GPU (H200)"
+
+
+def test_the_number_of_cores_affects_rounding_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is noted as well where the CPU's instructions cannot be read, or the system is another."""
+    for cpu in (Device("CPU", "a CPU", True, instructions=("fma",)), Device("CPU", "M4", False)):
+        here = train.affects_rounding(cpu, "float32")
+        assert here["threads"] == len(os.sched_getaffinity(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "sched_getaffinity", lambda process: range(96))
+            assert train.affects_rounding(cpu, "float32") == here | {"threads": 96}
+            patch.delattr(os, "sched_getaffinity")
+            patch.setattr(sys, "platform", "darwin")
+            assert train.affects_rounding(cpu, "float32") == here | {"threads": os.cpu_count()}
 
 
 def test_checkpoints_can_lie_in_a_shared_folder(

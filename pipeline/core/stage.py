@@ -5,6 +5,7 @@ results that they did not produce; so a stage whose inputs changed while it ran 
 """
 
 import argparse
+import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def run_stage(main: Callable[..., None], *arguments: str) -> None:
         wanted = f"a name from the {argument}s in params.yaml"
         parser.add_argument(f"--{argument}", required=True, metavar="NAME", help=wanted)
     names = vars(parser.parse_args())
+    gc.freeze()  # what was imported stays: the garbage collector need not visit it, even at exit
     show_what_can_be_shown()
     signal.signal(signal.SIGTERM, _end_terminated)
     _code_at_begin.update(imported_code())

@@ -11,7 +11,7 @@ from pipeline.network.layers import Precision
 
 CPU_INFO = Path("/proc/cpuinfo")
 # Without these, bfloat16 is emulated and several times slower than float32.
-CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 CPU_VECTORS = ("amx", "avx", "f16c", "fma", "sse")
 GPU_BFLOAT16_CAPABILITY = (8, 0)
 
@@ -70,18 +70,19 @@ def find_device() -> Device:
         capability = details.get("compute_capability", (0, 0))
         name = details.get("device_name", "unknown")
         return Device("GPU", name, tuple(capability) >= GPU_BFLOAT16_CAPABILITY, len(gpus))
-    name, flags = _describe_cpu()
-    vectors = tuple(sorted(flag for flag in flags if flag.startswith(CPU_VECTORS)))
-    return Device("CPU", name, bool(CPU_BFLOAT16_FLAGS & flags), instructions=vectors)
+    name, instructions = _describe_cpu()
+    has_bfloat16 = not CPU_BFLOAT16.isdisjoint(instructions)
+    return Device("CPU", name, has_bfloat16, instructions=instructions)
 
 
-def _describe_cpu() -> tuple[str, set[str]]:
-    """Return the processor's name and its flags, if they can be read."""
+def _describe_cpu() -> tuple[str, tuple[str, ...]]:
+    """Return the processor's name, and its instructions for vectors, if they can be read."""
     try:
         lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
-        return platform.processor() or platform.machine(), set()
+        return platform.processor() or platform.machine(), ()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     facts = {key.strip(): value.strip() for key, value in fields.items()}
     name = facts.get("model name", platform.machine())
-    return name, set(facts.get("flags", "").split())
+    flags = facts.get("flags", "").split()
+    return name, tuple(sorted({flag for flag in flags if flag.startswith(CPU_VECTORS)}))

@@ -5,7 +5,6 @@ Tables are read block by block; of the correct predictions only counts are kept.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TextIO
 
 import numpy as np
@@ -73,7 +72,7 @@ class Predictions:
         return wrong.drop_duplicates("index").head(shown)
 
 
-def read_table(table: Path | TextIO, columns: Mapping[str, str]) -> pd.DataFrame:
+def read_table(table: TextIO, columns: Mapping[str, str]) -> pd.DataFrame:
     """Return the `columns` of a CSV file, given with their types.
 
     Raises
@@ -86,13 +85,13 @@ def read_table(table: Path | TextIO, columns: Mapping[str, str]) -> pd.DataFrame
 
 
 def read_mistakes(
-    table: Path | TextIO, seeds: Sequence[int], labels: Sequence[int], test_set: str = ""
+    table: TextIO, seeds: Sequence[int], labels: Sequence[int], test_set: str = ""
 ) -> Predictions:
     """Return the predictions in a table that has a row of `COLUMNS` for each misclassified image.
 
     Parameters
     ----------
-    table : Path or text file
+    table : text file
     seeds : sequence of int
         All that the variant was trained with.
     labels : sequence of int
@@ -115,7 +114,7 @@ def read_mistakes(
     return Predictions(dict.fromkeys(seeds, sum(labels)), right, mistakes, test_set)
 
 
-def read(table: Path | TextIO, test_set: str = "") -> Predictions:
+def read(table: TextIO, test_set: str = "") -> Predictions:
     """Read a table of all predictions.
 
     Raises

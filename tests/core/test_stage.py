@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, assert_one_clear_line, no_parts, run_stage
+from tests.helpers import ROOT, assert_one_clear_line, no_parts, run_python, run_stage
 
 # A stage that reads a parameter, then waits while a test changes something.
 STAGE = """
@@ -45,6 +45,14 @@ def test_a_missing_argument_shows_the_usage() -> None:
     assert result.returncode == 2
     assert "usage: python -m pipeline.download" in result.stderr
     assert "--dataset NAME" in result.stderr
+
+
+def test_the_garbage_collector_leaves_alone_what_a_stage_imported() -> None:
+    """It visits the imports' objects neither during a stage nor at its end."""
+    code = "import gc\nfrom pipeline.core.stage import run_stage\n" + (
+        "def main():\n    print(gc.get_freeze_count() > len(gc.get_objects()))\nrun_stage(main)"
+    )
+    assert run_python(code) == "True\n"
 
 
 @pytest.fixture

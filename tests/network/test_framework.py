@@ -20,6 +20,18 @@ print(sorted({"sklearn", "scipy", "pandas"} & set(sys.modules)))
     assert run_python(code).splitlines() == ["['keras', 'tensorflow']", "['scipy']"]
 
 
+def test_the_garbage_collector_waits_while_the_framework_is_imported() -> None:
+    """It visits the million objects of the imports once at most, and is on afterwards."""
+    code = """
+import gc
+from pipeline.core import stage
+before = gc.get_stats()[2]["collections"]
+from pipeline.network import framework
+print(gc.isenabled(), gc.get_stats()[2]["collections"] - before)
+"""
+    assert run_python(code) in ("True 0\n", "True 1\n")
+
+
 def test_hidden_packages_can_be_imported_later() -> None:
     """Packages hidden from Keras can be imported after the framework, and before it."""
     later = (

@@ -103,7 +103,8 @@ def test_memory_does_not_grow_with_the_test_set(tmp_path: Path) -> None:
         file.writelines(f"0,{index},7,7,0.9\n" for index in range(500_000))
     tracemalloc.start()
     try:
-        assert predictions.read(table).images == {0: 500_000}
+        with table.open() as file:
+            assert predictions.read(file).images == {0: 500_000}
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
