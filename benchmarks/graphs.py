@@ -20,7 +20,8 @@ from ruamel.yaml import YAML
 from benchmarks.processes import run
 
 PORT = 4299
-LOUD = "yes 'a line of output' | head -c 100000000"
+AT_ONCE = "yes 'a line of output' | head -c 100000000"
+BY_LINE = """python3 -c "for n in range(4_000_000): print('a line of output', n)" """
 
 
 class Case(NamedTuple):
@@ -54,7 +55,8 @@ CASES = {
     "nothing to do, no server": Case(
         {"s": {"cmd": "echo > o", "outs": ["o"]}}, again=True, server=False, target=1.5
     ),
-    "100 MB of output": Case({"loud": {"cmd": LOUD}}, target=2.0),
+    "100 MB of output, by a loop": Case({"loud": {"cmd": BY_LINE}}, target=2.0),
+    "100 MB of output, at once": Case({"loud": {"cmd": AT_ONCE}}, target=2.0),
 }  # fmt: skip
 
 

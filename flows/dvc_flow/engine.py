@@ -22,7 +22,7 @@ from dvc.utils import fix_env
 from dvc_flow.errors import FlowError, GraphError, StageFailed, StageStopped, one_line
 from dvc_flow.process import Lines, explain_exit, run_process
 from dvc_flow.records import Records
-from dvc_flow.remote import fetch_run, inputs_of, is_recorded
+from dvc_flow.remote import fetch_run, inputs_of, is_recorded, pull_data
 from dvc_flow.repository import Node, Repository, changes_of, reason_of
 from dvc_flow.slots import Resources
 from dvc_flow.stop import Stop
@@ -269,7 +269,7 @@ class _Run:
     def _fetch_outputs(self) -> bool:
         """Fetch the outputs of an unchanged stage; return whether they are here now."""
         try:
-            self.stage.repo.pull(self.node.name)
+            pull_data(self.stage.repo, [out for out in self.stage.outs if out.use_cache])
             self.stage.checkout()
         except (CheckoutError, DvcException, OSError) as error:
             self.lines.on_lines([f"its outputs could not be fetched: {one_line(error)}"])
@@ -288,7 +288,7 @@ class _Run:
         try:
             if missing:
                 self.lines.on_lines([f"fetching {names}"])
-                repo.pull([out.fs_path for out in missing], force=True)
+                pull_data(repo, missing)
         except (DvcException, OSError) as error:
             makers = " ".join(sorted({out.stage.addressing for out in missing}))
             raise StageFailed(

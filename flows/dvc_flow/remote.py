@@ -289,9 +289,7 @@ def push_data(repo: "Repo", outs: Iterable["Output"]) -> None:
     rest = []
     by_remote: dict[str, tuple[Any, set[Any], set[Any]]] = {}  # its files of folders, and outputs
     for out in outs:
-        remote = None
-        with suppress(RemoteConfigError):  # a versioned remote
-            remote = None if out.stage.is_import else remote_of(out)
+        remote = _plain_remote(out)
         if remote is None:
             rest.append(out)
         elif out.can_push:
@@ -313,3 +311,45 @@ def push_data(repo: "Repo", outs: Iterable["Output"]) -> None:
             raise OSError(f"{len(failed)} files could not be sent")
     if rest:
         repo.push([out.fs_path for out in rest])
+
+
+def pull_data(repo: "Repo", outs: Iterable["Output"]) -> None:
+    """Fetch recorded outputs from their remotes, if the cache lacks them, into the workspace.
+
+    ``dvc pull`` fetches imports, and what comes from versioned remotes. For the rest it is avoided:
+    for each path that it is given it reads all of dvc.yaml and dvc.lock, twice.
+
+    Raises
+    ------
+    OSError
+        If some could not be fetched.
+    DvcException
+        If one is nowhere, or its place is taken.
+    """
+    rest, plain = [], []
+    by_remote: dict[str, tuple[Any, set[Any]]] = {}
+    for out in outs:
+        remote = _plain_remote(out)
+        if remote is None:
+            rest.append(out)
+            continue
+        plain.append(out)
+        tree = _list_of(out) if out.hash_info.isdir else None
+        objects = {out.hash_info, *(hash_info for _, _, hash_info in tree or ())}
+        _, absent = by_remote.setdefault(remote.path, (remote, set()))
+        absent.update(each for each in objects if not out.cache.exists(each.value))
+    for remote, absent in by_remote.values():
+        failed = repo.cloud.pull(absent, odb=remote).failed if absent else ()
+        if failed:
+            raise OSError(f"{len(failed)} files could not be fetched")
+    for out in plain:
+        out.checkout(force=True)
+    if rest:
+        repo.pull([out.fs_path for out in rest], force=True)
+
+
+def _plain_remote(out: "Output") -> Any:
+    """Return the store of an output's remote; None for imports, and if the remote is versioned."""
+    with suppress(RemoteConfigError):
+        return None if out.stage.is_import or not out.is_in_repo else remote_of(out)
+    return None

@@ -19,7 +19,7 @@ from dvc_flow.cluster.snapshot import take_snapshot
 from dvc_flow.cluster.workers import Cluster, WorkerDied
 from dvc_flow.engine import Engine, Outcome
 from dvc_flow.errors import ClusterError, StageFailed, one_line
-from dvc_flow.remote import inputs_of, push_data
+from dvc_flow.remote import inputs_of, pull_data, push_data
 from dvc_flow.repository import Node, changes_of, lock_of, reason_of
 
 DEATHS = 3  # workers that a stage may take with it
@@ -226,9 +226,7 @@ class ClusterEngine(Engine):
             if self.stop.is_set() or not (outs or self.taken):
                 return
             try:
-                if outs:
-                    repo._reset()  # DVC has read the lock files of before
-                    repo.pull([out.fs_path for out in outs], force=True)
+                pull_data(repo, outs)
                 for stage in self.taken:
                     # As DVC does: plain files that git keeps are in no run-cache.
                     if all(o.use_cache or o.is_metric or o.is_plot for o in stage.outs):

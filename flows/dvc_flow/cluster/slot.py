@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dvc.config import Config
+from dvc.dvcfile import load_file
 from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize._yaml import _dump
 
-from dvc_flow.cluster.job import Done, Job
+from dvc_flow.cluster.job import Address, Done, Job
 from dvc_flow.cluster.snapshot import unpack
 from dvc_flow.engine import Engine
 from dvc_flow.environment import environment
 from dvc_flow.errors import FlowError, StageStopped, one_line
-from dvc_flow.remote import inputs_of, push_outputs
+from dvc_flow.remote import inputs_of, pull_data, push_outputs
 from dvc_flow.repository import Node, Repository, explained
 from dvc_flow.settings import read_settings
 from dvc_flow.slots import Resources
@@ -36,18 +37,82 @@ if TYPE_CHECKING:
 STOP = "stop"
 
 
-def perform(
-    job: Job, workspace: Path, cache: Path, stop: Stop, say: Callable[[list[str]], None]
-) -> Done:
+class Workspace:
+    """A slot's folder, with DVC's repository in it; what DVC has read is kept from job to job.
+
+    Parameters
+    ----------
+    folder : Path
+    cache : Path
+        DVC's cache of this machine.
+    """
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder, self.cache = folder, cache
+        self.root = folder
+        self.opened: tuple[object, ...] = ()
+        self.files: dict[str, Any] = {}
+
+    def lay_out(self, job: Job) -> Repository:
+        """Give the folder the files of a job, and return its repository."""
+        self.root = self.folder / "files" / job.inside
+        unpack(
+            self.folder.parent / job.snapshot, self.folder / "files", self.folder / "unpacked.json"
+        )
+        for name, content in job.files.items():
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file() or path.read_bytes() != content:
+                path.unlink(missing_ok=True)
+                path.write_bytes(content)
+        for name, entries in job.locks.items():
+            path = self.root / name
+            path.unlink(missing_ok=True)
+            if entries:
+                with open(path, "w", encoding="utf-8") as file:
+                    _dump({"schema": "2.0", "stages": dict(entries)}, file)
+        needed = (job.snapshot, job.inside, job.remote, job.remotes)
+        if needed != self.opened:
+            self.opened = ()
+            os.chdir(self.root)
+            self._configure(job)
+            self.repository, self.files = Repository(), {}
+            self.environment = environment() | read_settings(self.root).environment
+            self.opened = needed
+        self.repository.dvc._reset()
+        return self.repository
+
+    def _configure(self, job: Job) -> None:
+        (self.root / ".dvc/config.local").unlink(missing_ok=True)
+        with explained(), Config(str(self.root / ".dvc"), validate=False).edit("local") as config:
+            config["remote"].update(job.remotes)
+            config["core"].update(no_scm=True, analytics=False)
+            if job.remote:
+                config["core"]["remote"] = job.remote
+            config["cache"]["dir"] = str(self.cache)
+
+    def load(self, address: Address) -> "Stage":
+        """Return a stage; the repository is held."""
+        path, name = address  # for a name alone, DVC would read the whole repository
+        repo = self.repository.dvc
+        if name is None:
+            return repo.stage.load_one(path)
+        if path not in self.files:
+            self.files[path] = load_file(repo, path)
+        file = self.files[path]
+        for name_ in ("lockfile_contents", "stages"):  # they change from job to job
+            file.__dict__.pop(name_, None)
+        stage: Stage = file.stages[name]
+        return stage
+
+
+def perform(job: Job, workspace: Workspace, stop: Stop, say: Callable[[list[str]], None]) -> Done:
     """Run a job's stage, share what it made, and return the result.
 
     Parameters
     ----------
     job : Job
-    workspace : Path
-        The slot's folder.
-    cache : Path
-        DVC's cache of this machine.
+    workspace : Workspace
     stop : Stop
         When it is set, the stage is ended.
     say : callable
@@ -58,58 +123,27 @@ def perform(
     FlowError
         If the stage fails or is stopped, or its data cannot be fetched or sent.
     """
-    root = workspace / "files" / job.inside
-    unpack(workspace.parent / job.snapshot, workspace / "files", workspace / "unpacked.json")
-    _lay_out(job, root, cache)
-    os.chdir(root)
-    repository = Repository()
-    with repository.held() as repo:
-        # By its place: for a name DVC would read the whole repository.
-        stage = repo.stage.load_one(*job.address)
-        sources = tuple(repo.stage.load_one(*each) for each in job.sources)
-        node = Node(job.stage, (), job.policy, lost=job.lost, stage=stage, sources=sources)
+    repository = workspace.lay_out(job)
+    with repository.held():
+        stage, *sources = map(workspace.load, (job.address, *job.sources))
+        node = Node(job.stage, (), job.policy, lost=job.lost, stage=stage, sources=tuple(sources))
         _remove_stale(stage, sources)
-    resources = Resources(memory_gb=float("inf"))  # the cluster's scheduler counts memory
     engine = Engine(
         repository,
         [node],
         pull=True,
         allow_missing=True,
         run_cache=job.run_cache,
-        environment=environment() | read_settings(root).environment,
-        resources=resources,
+        environment=workspace.environment,
+        resources=Resources(memory_gb=float("inf")),  # the cluster's scheduler counts memory
         stop=stop,
         say=lambda text: say([text]),
     )
     outcome = engine.run(node, force=job.force, on_lines=say)
-    engine.finish()
     push_outputs(repository, [node])
     entry = to_lockfile(stage)[stage.name]
-    files = dict(_in_git(stage, root))
+    files = dict(_in_git(stage, workspace.root))
     return Done(outcome.value, entry, files, engine.ran_on.get(node.name, ""))
-
-
-def _lay_out(job: Job, root: Path, cache: Path) -> None:
-    """Write what the snapshot lacks."""
-    for name, content in job.files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_bytes() != content:
-            path.unlink(missing_ok=True)
-            path.write_bytes(content)
-    for name, entries in job.locks.items():
-        path = root / name
-        path.unlink(missing_ok=True)
-        if entries:
-            with open(path, "w", encoding="utf-8") as file:
-                _dump({"schema": "2.0", "stages": dict(entries)}, file)
-    (root / ".dvc/config.local").unlink(missing_ok=True)
-    with explained(), Config(str(root / ".dvc"), validate=False).edit("local") as config:
-        config["remote"].update(job.remotes)
-        config["core"].update(no_scm=True, analytics=False)
-        if job.remote:
-            config["core"]["remote"] = job.remote
-        config["cache"]["dir"] = str(cache)
 
 
 def _remove_stale(stage: "Stage", sources: "Sequence[Stage]") -> None:
@@ -119,7 +153,7 @@ def _remove_stale(stage: "Stage", sources: "Sequence[Stage]") -> None:
             out.remove()
     for out in stage.outs:
         if out.persist and out.use_cache and out.hash_info and not out.exists:
-            out.repo.pull([out.fs_path], force=True)
+            pull_data(out.repo, [out])
 
 
 def _in_git(stage: "Stage", root: Path) -> Iterator[tuple[str, bytes]]:
@@ -132,7 +166,7 @@ def _in_git(stage: "Stage", root: Path) -> Iterator[tuple[str, bytes]]:
         yield from ((str(f.relative_to(root)), f.read_bytes()) for f in files if f.is_file())
 
 
-def serve(connection: Connection, workspace: Path, cache: Path) -> None:
+def serve(connection: Connection, workspace: Workspace) -> None:
     """Perform jobs until the other side closes the connection."""
     jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     stop = Stop()
@@ -152,14 +186,14 @@ def serve(connection: Connection, workspace: Path, cache: Path) -> None:
     while (job := jobs.get()) is not None:
         stop = Stop()
         with suppress(BrokenPipeError):
-            connection.send(_answer(job, workspace, cache, stop, connection.send))
+            connection.send(_answer(job, workspace, stop, connection.send))
 
 
 def _answer(
-    job: Job, workspace: Path, cache: Path, stop: Stop, say: Callable[[list[str]], None]
+    job: Job, workspace: Workspace, stop: Stop, say: Callable[[list[str]], None]
 ) -> Done | FlowError:
     try:
-        return perform(job, workspace, cache, stop, say)
+        return perform(job, workspace, stop, say)
     except FlowError as error:
         return error
     # Whatever it is, the coordinator has to hear of it.
@@ -170,4 +204,4 @@ def _answer(
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))
+    serve(Connection(int(sys.argv[1])), Workspace(Path(sys.argv[2]), Path(sys.argv[3])))
