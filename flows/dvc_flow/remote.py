@@ -321,13 +321,11 @@ def pull_data(repo: "Repo", outs: Iterable["Output"]) -> None:
 
     Raises
     ------
-    OSError
-        If some could not be fetched.
-    DvcException
-        If one is nowhere, or its place is taken.
+    OSError, DvcException
+        If some could not be fetched, or cannot be put there.
     """
     rest, plain = [], []
-    by_remote: dict[str, tuple[Any, set[Any]]] = {}
+    by_remote: dict[str, tuple[Any, Any, set[Any]]] = {}  # its store, our cache, what that lacks
     for out in outs:
         remote = _plain_remote(out)
         if remote is None:
@@ -336,12 +334,14 @@ def pull_data(repo: "Repo", outs: Iterable["Output"]) -> None:
         plain.append(out)
         tree = _list_of(out) if out.hash_info.isdir else None
         objects = {out.hash_info, *(hash_info for _, _, hash_info in tree or ())}
-        _, absent = by_remote.setdefault(remote.path, (remote, set()))
+        _, _, absent = by_remote.setdefault(remote.path, (remote, out.cache, set()))
         absent.update(each for each in objects if not out.cache.exists(each.value))
-    for remote, absent in by_remote.values():
-        failed = repo.cloud.pull(absent, odb=remote).failed if absent else ()
-        if failed:
-            raise OSError(f"{len(failed)} files could not be fetched")
+    for remote, cache, absent in by_remote.values():
+        if absent:
+            repo.cloud.pull(absent, odb=remote)
+        missing = sum(not cache.exists(each.value) for each in absent)
+        if missing:
+            raise OSError(f"{missing} of {len(absent)} files are not in the remote")
     for out in plain:
         out.checkout(force=True)
     if rest:

@@ -4,14 +4,16 @@ import shutil
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dvc.dvcfile import FileMixin
 
 from dvc_flow.engine import Outcome
 from dvc_flow.errors import GraphError
-from dvc_flow.remote import push_outputs
+from dvc_flow.remote import pull_data, push_outputs
 from dvc_flow.repository import Repository
-from tests.flows.conftest import Stages, engine, plan, run, stage
+from tests.flows.conftest import CLEAN, Stages, dvc_status, engine, plan, run, stage
 
 pytestmark = pytest.mark.slow  # they run DVC, git or TensorFlow in processes of their own
 
@@ -131,3 +133,37 @@ def test_a_collected_file_of_a_folder_is_pushed_again(clone: Path, tmp_path: Pat
             path.unlink()
     push(clone)
     assert all(path.exists() for path in objects)
+
+
+def test_fetching_reads_no_pipeline_anew(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and folders come back without dvc.yaml being read for each, as DVC's own pull does."""
+    nodes = plan(clone)
+    outs = [out for node in nodes for out in (node.stage.outs if node.stage else ())]
+    read: list[FileMixin] = []
+    load = FileMixin._load
+
+    def count(file: FileMixin, **how: Any) -> Any:
+        read.append(file)
+        return load(file, **how)
+
+    monkeypatch.setattr(FileMixin, "_load", count)
+    with chdir(clone):
+        pull_data(outs[0].repo, outs)
+        assert read == []
+        assert dvc_status(clone) == CLEAN
+        for file in Path(outs[0].repo.cache.local.path).rglob("*"):
+            if file.is_file():
+                file.unlink()
+        (clone / "sum").write_text("edited\n")
+        pull_data(outs[0].repo, outs)
+    assert (clone / "sum").read_text() == "input\n" * 2
+    assert (clone / "parts/two/input.txt").read_text() == "input\n"
+
+
+def test_what_the_remote_lost_cannot_be_fetched(clone: Path, tmp_path: Path) -> None:
+    """An output that is nowhere is an error, and changes nothing in the workspace."""
+    outs = [out for node in plan(clone) for out in (node.stage.outs if node.stage else ())]
+    shutil.rmtree(tmp_path / "store/files")
+    with chdir(clone), pytest.raises(OSError, match="1 of 1 files are not in the remote"):
+        pull_data(outs[0].repo, outs[:1])
+    assert not (clone / "parts/one").exists()

@@ -100,8 +100,9 @@ class ClusterEngine(Engine):
         if not isinstance(stage, PipelineStage) or stage.frozen or not stage.cmd:
             return super().run(node, force=force, on_begin=on_begin, on_lines=on_lines)
         with self.repository.held():
-            changes, _ = changes_of(stage, node.sources)
-            if not force and not node.lost and not changes:
+            # What a worker made is not here yet, and an older version may be: a worker decides.
+            may_decide = not force and not node.lost and self.taken.isdisjoint(node.sources)
+            if may_decide and not changes_of(stage, node.sources)[0]:
                 return Outcome.CACHED
             self._share_inputs(node)
             job = self._job(node, force)
