@@ -78,10 +78,12 @@ def napping(tmp_path: Path) -> tuple[Stages, Path]:
     }, begun
 
 
-def start(root: Path, server: dict[str, str], cluster: Cluster) -> "subprocess.Popen[str]":
+def start(
+    root: Path, server: dict[str, str], cluster: Cluster, *more: str
+) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        ["dvc-flow", "--cluster", cluster.address], cwd=root, env=environment(**server), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ["dvc-flow", "--cluster", cluster.address, *more], cwd=root, env=environment(**server),
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
@@ -90,6 +92,10 @@ def dask_worker(worker: Service) -> psutil.Process:
     assert worker.process is not None
     family = psutil.Process(worker.process.pid).children(recursive=True)
     return next(each for each in family if "spawn_main" in " ".join(each.cmdline()))
+
+
+def commands_below(folder: Path) -> str:
+    return " ".join(word for p in processes_below(str(folder)) for word in command_of(p))
 
 
 def stages_below(folder: Path) -> list[psutil.Process]:

@@ -129,6 +129,14 @@ def test_an_edit_changes_what_dvc_repro_would_change(
         assert run("dvc", "repro", cwd=copy).returncode == 0
         assert difference(contents(root), contents(copy)) == ""
         assert re.search(r"cached .* end", done.stdout) or text.count("\n") == 2
+    # A run that was killed may have recorded what it had not fetched yet.
+    for each in (root, copy):
+        (each / "join.txt").unlink()
+        (each / "join.txt").write_text("an older version\n")
+    done = flow(root, server, cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run("dvc", "repro", cwd=copy).returncode == 0
+    assert difference(contents(root), contents(copy)) == ""
 
 
 def test_a_result_is_recorded_with_where_it_was_made(

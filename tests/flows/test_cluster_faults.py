@@ -20,15 +20,18 @@ from dvc_flow.errors import ClusterError
 from tests.flows.clusters import (
     TIMES,
     Cluster,
+    commands_below,
     dask_worker,
     flow,
     napping,
     stages_below,
     start,
 )
-from tests.flows.conftest import CLEAN, Stages, contents, dvc_status, stage
-from tests.flows.services import Service, free_port, wait_until
+from tests.flows.conftest import CLEAN, Stages, contents, dvc_status, run, stage
+from tests.flows.services import Server, Service, free_port, wait_until
+from tests.flows.test_deployment import small
 from tests.flows.test_flow import states
+from tests.helpers import make_repository as make_project
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +142,40 @@ def test_a_stage_that_kills_its_workers_fails(
     assert done.returncode == 1
     assert "poison: 3 workers died while they ran it" in done.stdout
     assert (root / "g").exists()
+
+
+def test_a_training_goes_on_on_another_machine(
+    cluster: Cluster, prefect: Server, server: dict[str, str], tmp_path: Path
+) -> None:
+    """Where machines share a folder for checkpoints, it resumes from the last one, to the same bytes."""
+
+    def longer(params: Any) -> None:
+        small(params)
+        params["datasets"]["digits"]["train"] = {"samples": 640, "epochs": 200}
+        params["runtime"] = {"checkpoint_every": {"steps": 100}}
+
+    root = make_project(tmp_path / "project", longer)
+    for command in (
+        ("dvc", "remote", "add", "-d", "store", str(tmp_path / "store")),
+        ("git", "add", "-A"),
+        ("git", "commit", "-qm", "first"),
+        ("dvc", "repro", "-q", "preprocess@digits"),
+    ):
+        assert run(*command, cwd=root).returncode == 0
+    undisturbed = Path(shutil.copytree(root, tmp_path / "undisturbed", symlinks=True))
+    shared = tmp_path / "checkpoints"
+    workers = [cluster.add(ALEXNET_MNIST_CHECKPOINTS=str(shared)) for _ in range(2)]
+    training = ("train@digits-small",)
+    process = start(root, server, cluster, *training)
+    wait_until(lambda: [*shared.rglob("step_*")], 90, "a checkpoint")
+    busy = next(each for each in workers if "pipeline.train" in commands_below(each.folder))
+    dask_worker(busy).kill()
+    out, _err = process.communicate(timeout=180)
+    assert process.returncode == 0, out
+    logs = prefect.ask("logs/filter", sort="TIMESTAMP_DESC")
+    assert any("resuming after step" in each["message"] for each in logs)
+    assert run("dvc", "repro", *training, cwd=undisturbed).returncode == 0
+    assert contents(root)["dvc.lock"] == contents(undisturbed)["dvc.lock"]
 
 
 def laborious(begun: Path) -> Stages:

@@ -26,6 +26,7 @@ from selenium.webdriver.support.expected_conditions import element_to_be_clickab
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser import start_browser
+from tests.flows.clusters import Cluster
 from tests.flows.conftest import CLEAN, run
 from tests.flows.services import (
     Server,
@@ -413,6 +414,20 @@ class Interruptions(FirstNights):
             done = run(*compare, cwd=project.root)
             assert f"variants.small.learning_rate: {now} → {rate}" in done.stdout, done.stderr
             assert name in run("dvc", "exp", "show", "--csv", cwd=project.root).stdout
+
+    def test_an_on_demand_run_uses_a_cluster(self, deployed: Deployed, tmp_path: Path) -> None:
+        """Its parameter `cluster` names one, whose machines run the stages; the experiment is shared."""
+        with ExitStack() as stack:
+            cluster = Cluster(tmp_path, stack)
+            cluster.add()
+            lower = {"params": ["variants.small.learning_rate=0.005"], "cluster": cluster.address}
+            run_id = deployed.start("on-demand", **lower)
+            message = ended_as(deployed.server, run_id, "Completed", 240)
+        assert "experiment" in message
+        wanted = {"flow_runs": {"id": {"any_": [run_id]}}}
+        tasks = deployed.server.ask("task_runs/filter", **wanted)
+        told = {task["name"]: task["state"]["message"] or "" for task in tasks}
+        assert told["train@digits-small"].endswith("on machine0")
 
     def test_the_page_shows_and_cancels_a_run(self, deployed: Deployed) -> None:
         """A browser finds schedule, graph, stages and artifacts; its button ends every process."""

@@ -46,7 +46,7 @@ class ClusterEngine(Engine):
         self.topic = f"dvc-flow-{uuid.uuid4()}"
         self.listeners: dict[str, Callable[[list[str]], None]] = {}
         self.shared: set[str] = set()  # the outputs that DVC's remote is known to have
-        self.taken: set[Any] = set()  # those whose results came from workers
+        self.taken: dict[Any, Outcome] = {}  # the stages whose results are those of workers
         self.stack = ExitStack()
 
     def __enter__(self) -> "ClusterEngine":
@@ -101,7 +101,7 @@ class ClusterEngine(Engine):
             return super().run(node, force=force, on_begin=on_begin, on_lines=on_lines)
         with self.repository.held():
             # What a worker made is not here yet, and an older version may be: a worker decides.
-            may_decide = not force and not node.lost and self.taken.isdisjoint(node.sources)
+            may_decide = not force and not node.lost and self.taken.keys().isdisjoint(node.sources)
             if may_decide and not changes_of(stage, node.sources)[0]:
                 return Outcome.CACHED
             self._share_inputs(node)
@@ -198,6 +198,7 @@ class ClusterEngine(Engine):
         stage, root = node.stage, self.repository.root
         assert stage is not None  # noqa: S101
         with self.repository.held():
+            self.taken[stage] = Outcome(done.outcome)
             if done.outcome == Outcome.CACHED:
                 return
             StageLoader.fill_from_lock(stage, dict(done.entry))
@@ -212,7 +213,6 @@ class ClusterEngine(Engine):
                     out.ignore()
                 self.shared.add(str(out.hash_info))
             self.records.add(stage)
-            self.taken.add(stage)
 
     def finish(self) -> None:
         """Record all, and bring here what was made elsewhere, or its new version."""
@@ -228,9 +228,10 @@ class ClusterEngine(Engine):
                 return
             try:
                 pull_data(repo, outs)
-                for stage in self.taken:
+                for stage, outcome in self.taken.items():
                     # As DVC does: plain files that git keeps are in no run-cache.
-                    if all(o.use_cache or o.is_metric or o.is_plot for o in stage.outs):
+                    may_be_kept = all(o.use_cache or o.is_metric or o.is_plot for o in stage.outs)
+                    if outcome != Outcome.CACHED and may_be_kept:
                         repo.stage_cache.save(stage)
             # The results are in the remote, and dvc.lock names them.
             except Exception as error:

@@ -21,7 +21,7 @@ from dvc_flow.cluster.job import Done, Job
 from dvc_flow.cluster.scheduler import Worker, report
 from dvc_flow.cluster.security import security_of
 from dvc_flow.cluster.snapshot import Snapshot
-from dvc_flow.errors import ClusterError, StageStopped, one_line
+from dvc_flow.errors import ClusterError, FlowError, StageStopped, one_line
 
 CONNECT_S = 10.0
 POLL_S = 0.25
@@ -231,11 +231,15 @@ class Cluster:
                 done: Done = future.result()
                 return done
             if future.status == "error":
-                error = future.exception()
+                error = future.exception() or RuntimeError("unknown")
                 if isinstance(error, distributed.KilledWorker):
                     raise WorkerDied
-                assert error is not None  # noqa: S101 - Dask has one
-                raise error
+                if isinstance(error, FlowError):
+                    raise error
+                raise ClusterError(
+                    f"{job.stage}: {place.worker.name} fails ({type(error).__name__}: "
+                    f"{one_line(error)}); see what it prints"
+                ) from error
             self._require_scheduler()
             raise WorkerDied
         finally:
