@@ -128,7 +128,7 @@ def reproduce(
         else:
             nodes = repository.plan(selection, force=force, pull=pull or bool(cluster), push=push)
         engine = stack.enter_context(
-            _engine(cluster, tls)(
+            _engine(cluster, tls, fetch_made=record == "experiment")(
                 repository,
                 nodes,
                 pull=pull,
@@ -174,13 +174,16 @@ def reproduce(
     return Completed(message=message)
 
 
-def _engine(cluster: str | None, tls: str | None) -> Callable[..., Engine]:
+def _engine(cluster: str | None, tls: str | None, *, fetch_made: bool) -> Callable[..., Engine]:
     """Return what makes the engine: a local one, or one for a cluster."""
     if cluster is None:
         return Engine
     with explain_extra():
         from dvc_flow.cluster.coordinator import ClusterEngine
-    return partial(ClusterEngine, address=cluster, tls=Path(tls) if tls else None)
+    # An experiment is saved from the workspace.
+    return partial(
+        ClusterEngine, address=cluster, tls=Path(tls) if tls else None, fetch_made=fetch_made
+    )
 
 
 def run_plan(nodes: Sequence[Node], reproduction: Reproduction) -> tuple[str, bool]:

@@ -139,6 +139,31 @@ def test_an_edit_changes_what_dvc_repro_would_change(
     assert difference(contents(root), contents(copy)) == ""
 
 
+def test_what_a_colleague_recorded_replaces_older_versions(
+    make_shared: MakeRepository, cluster: Cluster, server: dict[str, str], tmp_path: Path
+) -> None:
+    """After git pull, the run brings here the versions that dvc.lock names, and runs nothing."""
+    root = make_shared(fan_out(2))
+    colleague = tmp_path / "colleague"
+    commands = (
+        ("dvc", "repro", "-q"), ("git", "add", "-A"), ("git", "commit", "-qm", "result"),
+        ("dvc", "push", "-q"),
+    )  # fmt: skip
+    for command in commands:
+        assert run(*command, cwd=root).returncode == 0
+    assert run("git", "clone", "-q", str(root), str(colleague), cwd=root).returncode == 0
+    (colleague / "input.txt").write_text("other\n")
+    for command in commands:
+        assert run(*command, cwd=colleague).returncode == 0
+    assert run("git", "pull", "-q", str(colleague), cwd=root).returncode == 0
+    cluster.add()
+    done = flow(root, server, cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " completed" not in done.stdout
+    assert (root / "join.txt").read_text() == "other\n" * 2
+    assert dvc_status(root) == CLEAN
+
+
 def test_a_result_is_recorded_with_where_it_was_made(
     make_shared: MakeRepository, cluster: Cluster, server: dict[str, str]
 ) -> None:

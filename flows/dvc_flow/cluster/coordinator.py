@@ -32,21 +32,32 @@ class ClusterEngine(Engine):
     ----------
     address, tls
         As `Cluster` takes them.
+    fetch_made : bool
+        Whether to fetch what the run makes, even where files may be missing.
     **how
         As `Engine` takes it.
     """
 
-    def __init__(self, *given: Any, address: str, tls: Path | None = None, **how: Any) -> None:
+    def __init__(
+        self,
+        *given: Any,
+        address: str,
+        tls: Path | None = None,
+        fetch_made: bool = False,
+        **how: Any,
+    ) -> None:
         if not how.get("commit", True):
             raise ClusterError("--no-commit: results come from a cluster through DVC's cache")
         super().__init__(*given, **(how | {"pull": True}))
-        self.fetch = not how.get("allow_missing")
+        self.fetch_made = fetch_made
+        self.fetch_all = not how.get("allow_missing")
         self.allow_missing = True
         self.address, self.tls = address, tls
         self.topic = f"dvc-flow-{uuid.uuid4()}"
         self.listeners: dict[str, Callable[[list[str]], None]] = {}
         self.shared: set[str] = set()  # the outputs that DVC's remote is known to have
-        self.taken: dict[Any, Outcome] = {}  # the stages whose results are those of workers
+        self.taken: set[Any] = set()  # the stages whose results are those of workers
+        self.removed: set[str] = set()  # the outputs of which another version was here
         self.stack = ExitStack()
 
     def __enter__(self) -> "ClusterEngine":
@@ -100,9 +111,8 @@ class ClusterEngine(Engine):
         if not isinstance(stage, PipelineStage) or stage.frozen or not stage.cmd:
             return super().run(node, force=force, on_begin=on_begin, on_lines=on_lines)
         with self.repository.held():
-            # What a worker made is not here yet, and an older version may be: a worker decides.
-            may_decide = not force and not node.lost and self.taken.keys().isdisjoint(node.sources)
-            if may_decide and not changes_of(stage, node.sources)[0]:
+            changes, _ = changes_of(stage, node.sources)
+            if not force and not node.lost and not changes:
                 return Outcome.CACHED
             self._share_inputs(node)
             job = self._job(node, force)
@@ -118,9 +128,8 @@ class ClusterEngine(Engine):
                     except WorkerDied:
                         on_lines([f"{place.worker.name} died"])
                         continue
-                self._take(node, done)
                 self.ran_on[node.name] = ", ".join(filter(None, [place.worker.name, done.device]))
-                return Outcome(done.outcome)
+                return self._take(node, done)
         finally:
             del self.listeners[job.stage]
         raise StageFailed(f"{node.name}: {DEATHS} workers died while they ran it")
@@ -193,14 +202,15 @@ class ClusterEngine(Engine):
                 if file.is_file() and file.is_relative_to(root):
                     yield str(file.relative_to(root)), file.read_bytes()
 
-    def _take(self, node: Node, done: Done) -> None:
-        """Take a worker's result: what dvc.lock records, and the outputs that git keeps."""
+    def _take(self, node: Node, done: Done) -> Outcome:
+        """Take a worker's result: what dvc.lock records, and the outputs that git keeps.
+
+        A stage that is unchanged there and was changed here is restored.
+        """
         stage, root = node.stage, self.repository.root
         assert stage is not None  # noqa: S101
         with self.repository.held():
-            self.taken[stage] = Outcome(done.outcome)
-            if done.outcome == Outcome.CACHED:
-                return
+            self.taken.add(stage)
             StageLoader.fill_from_lock(stage, dict(done.entry))
             stage.cmd_changed = False
             for name, content in done.files.items():
@@ -209,10 +219,16 @@ class ClusterEngine(Engine):
                 path.write_bytes(content)
             for out in stage.outs:
                 if out.use_cache and out.protocol == "local":
+                    if out.exists and out.changed_checksum():  # what follows must not find it
+                        self.removed.add(out.fs_path)
+                        out.remove()
                     Path(out.fs_path).parent.mkdir(parents=True, exist_ok=True)
                     out.ignore()
                 self.shared.add(str(out.hash_info))
+            if done.outcome == Outcome.CACHED:
+                return Outcome.RESTORED
             self.records.add(stage)
+            return Outcome(done.outcome)
 
     def finish(self) -> None:
         """Record all, and bring here what was made elsewhere, or its new version."""
@@ -220,19 +236,26 @@ class ClusterEngine(Engine):
         stages = [node.stage for node in self.nodes if node.stage is not None]
         with self.repository.held() as repo:
             outs = [
-                out for stage in stages for out in stage.outs
-                if out.use_cache and out.hash_info
-                and ((out.exists and stage in self.taken) or (not out.exists and self.fetch))
-            ]  # fmt: skip
+                out
+                for stage in stages
+                for out in stage.outs
+                if out.use_cache and out.hash_info and self._is_wanted(out)
+            ]
             if self.stop.is_set() or not (outs or self.taken):
                 return
             try:
                 pull_data(repo, outs)
-                for stage, outcome in self.taken.items():
+                for stage in self.taken:
                     # As DVC does: plain files that git keeps are in no run-cache.
-                    may_be_kept = all(o.use_cache or o.is_metric or o.is_plot for o in stage.outs)
-                    if outcome != Outcome.CACHED and may_be_kept:
+                    if all(o.use_cache or o.is_metric or o.is_plot for o in stage.outs):
                         repo.stage_cache.save(stage)
             # The results are in the remote, and dvc.lock names them.
             except Exception as error:
                 self.say(f"results could not be fetched ({reason_of(error)}); try dvc pull")
+
+    def _is_wanted(self, out: Any) -> bool:
+        """Return whether an output is to be here, as it is recorded now, when the run ends."""
+        if out.exists:  # an older version, if git brought the record of another one
+            return bool(out.changed_cache() and out.changed_checksum())
+        made = self.fetch_made and out.stage in self.taken
+        return self.fetch_all or made or out.fs_path in self.removed
