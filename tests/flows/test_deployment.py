@@ -175,7 +175,7 @@ def ended_as(server: Server, run_id: str, state: str, seconds: float) -> str:
         return now if now["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
     final = wait_until(ended, seconds, f"run {run_id} to end")
-    assert final["name"] == state, final
+    assert final["name"] == state, final["message"]
     return str(final["message"])
 
 

@@ -19,7 +19,7 @@ from dvc_flow.cluster.snapshot import take_snapshot
 from dvc_flow.cluster.workers import Cluster, WorkerDied
 from dvc_flow.engine import Engine, Outcome
 from dvc_flow.errors import ClusterError, StageFailed, one_line
-from dvc_flow.remote import inputs_of, pull_data, push_data
+from dvc_flow.remote import inputs_of, is_recorded, pull_data, push_data
 from dvc_flow.repository import Node, changes_of, lock_of, reason_of
 
 DEATHS = 3  # workers that a stage may take with it
@@ -233,29 +233,36 @@ class ClusterEngine(Engine):
     def finish(self) -> None:
         """Record all, and bring here what was made elsewhere, or its new version."""
         super().finish()
-        stages = [node.stage for node in self.nodes if node.stage is not None]
-        with self.repository.held() as repo:
-            outs = [
-                out
-                for stage in stages
-                for out in stage.outs
-                if out.use_cache and out.hash_info and self._is_wanted(out)
-            ]
-            if self.stop.is_set() or not (outs or self.taken):
-                return
-            try:
-                pull_data(repo, outs)
+        if self.stop.is_set():
+            return
+        try:
+            with self.repository.held() as repo:
+                pull_data(repo, self._wanted())
                 for stage in self.taken:
                     # As DVC does: plain files that git keeps are in no run-cache.
-                    if all(o.use_cache or o.is_metric or o.is_plot for o in stage.outs):
+                    may_be_kept = all(o.use_cache or o.is_metric or o.is_plot for o in stage.outs)
+                    if may_be_kept and all(dep.exists for dep in stage.deps):
                         repo.stage_cache.save(stage)
-            # The results are in the remote, and dvc.lock names them.
-            except Exception as error:
-                self.say(f"results could not be fetched ({reason_of(error)}); try dvc pull")
+        # The results are in the remote, and dvc.lock names them.
+        except Exception as error:
+            self.say(f"results could not be fetched ({reason_of(error)}); try dvc pull")
 
-    def _is_wanted(self, out: Any) -> bool:
-        """Return whether an output is to be here, as it is recorded now, when the run ends."""
-        if out.exists:  # an older version, if git brought the record of another one
-            return bool(out.changed_cache() and out.changed_checksum())
-        made = self.fetch_made and out.stage in self.taken
-        return self.fetch_all or made or out.fs_path in self.removed
+    def _wanted(self) -> list[Any]:
+        """Return the outputs that are to be here, as they are recorded now, when the run ends."""
+        wanted: dict[str, Any] = {}
+        for node in self.nodes:
+            if node.stage is None:
+                continue
+            fetch = self.fetch_made and node.stage in self.taken
+            outs = [out for out in node.stage.outs if out.use_cache and out.hash_info]
+            for out in outs:
+                if out.exists:  # in an older version, if git brought the record of another one
+                    is_wanted = out.changed_cache() and out.changed_checksum()
+                else:
+                    is_wanted = self.fetch_all or fetch or out.fs_path in self.removed
+                if is_wanted:
+                    wanted[out.fs_path] = out
+            if fetch:  # and what it was made of, as after a local run
+                inputs = filter(is_recorded, inputs_of(node.stage, node.sources))
+                wanted |= {out.fs_path: out for out in inputs if out.use_cache}
+        return list(wanted.values())
