@@ -139,6 +139,22 @@ def test_an_edit_changes_what_dvc_repro_would_change(
     assert difference(contents(root), contents(copy)) == ""
 
 
+def test_a_stage_goes_on_from_what_it_made_before(
+    make_shared: MakeRepository, cluster: Cluster, server: dict[str, str]
+) -> None:
+    """An output that persists reaches the worker, though it was never pushed."""
+    adding = {"cmd": "cat input.txt >> all.txt", "deps": ["input.txt"],
+              "outs": [{"all.txt": {"persist": True}}]}  # fmt: skip
+    root = make_shared({"add": adding})
+    assert run("dvc", "repro", cwd=root).returncode == 0
+    cluster.add()
+    for text, expected in (("two\n", "input\ntwo\n"), ("three\n", "input\ntwo\nthree\n")):
+        (root / "input.txt").write_text(text)
+        done = flow(root, server, cluster)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (root / "all.txt").read_text() == expected
+
+
 def test_what_a_colleague_recorded_replaces_older_versions(
     make_shared: MakeRepository, cluster: Cluster, server: dict[str, str], tmp_path: Path
 ) -> None:

@@ -137,10 +137,10 @@ class ClusterEngine(Engine):
     def _share_inputs(self, node: Node) -> None:
         """Send the stage's inputs to DVC's remote, unless they came from there."""
         assert node.stage is not None  # noqa: S101
-        wanted = [
-            out for out in inputs_of(node.stage, node.sources)
-            if out.use_cache and out.hash_info and str(out.hash_info) not in self.shared
-        ]  # fmt: skip
+        known = [out for out in inputs_of(node.stage, node.sources) if out.hash_info]
+        # What the command goes on from.
+        known += [out for out in node.stage.outs if out.persist and not out.changed_cache()]
+        wanted = [out for out in known if out.use_cache and str(out.hash_info) not in self.shared]
         if wanted:
             try:
                 push_data(node.stage.repo, wanted)

@@ -25,7 +25,7 @@ from dvc_flow.cluster.snapshot import unpack
 from dvc_flow.engine import Engine
 from dvc_flow.environment import environment
 from dvc_flow.errors import FlowError, StageStopped, one_line
-from dvc_flow.remote import inputs_of, pull_data, push_outputs
+from dvc_flow.remote import find_lost, inputs_of, is_recorded, pull_data, push_outputs
 from dvc_flow.repository import Node, Repository, explained
 from dvc_flow.settings import read_settings
 from dvc_flow.slots import Resources
@@ -128,6 +128,10 @@ def perform(job: Job, workspace: Workspace, stop: Stop, say: Callable[[list[str]
         stage, *sources = map(workspace.load, (job.address, *job.sources))
         node = Node(job.stage, (), job.policy, lost=job.lost, stage=stage, sources=tuple(sources))
         _remove_stale(stage, sources)
+        # The command goes on from what it made before, if that is anywhere.
+        earlier = [o for o in stage.outs if o.persist and o.use_cache and is_recorded(o)]
+        nowhere = find_lost(earlier)
+        pull_data(repository.dvc, [out for out in earlier if out not in nowhere])
     engine = Engine(
         repository,
         [node],
@@ -151,9 +155,6 @@ def _remove_stale(stage: "Stage", sources: "Sequence[Stage]") -> None:
     for out in [*inputs_of(stage, sources), *stage.outs]:
         if out.use_cache and out.exists and (not out.hash_info or out.changed_checksum()):
             out.remove()
-    for out in stage.outs:
-        if out.persist and out.use_cache and out.hash_info and not out.exists:
-            pull_data(out.repo, [out])
 
 
 def _in_git(stage: "Stage", root: Path) -> Iterator[tuple[str, bytes]]:
