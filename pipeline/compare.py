@@ -7,6 +7,7 @@ and variant; by default the workspace with HEAD. A REV is a commit, branch, tag,
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,9 @@ from pipeline.scores.revisions import WORKSPACE, Revisions
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line's arguments."""
+    formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m pipeline.compare", description=__doc__, formatter_class=formatter
     )
     parser.add_argument("revisions", nargs="*", metavar="REV", help="the first one is the baseline")
     parser.add_argument("--format", choices=FORMATS, default="text")
@@ -33,19 +33,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--fail-if-worse", action="store_true", help="exit with 1 if a variant became worse"
     )
     parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=0.0,
-        metavar="POINTS",
+        "--tolerance", type=float, default=0.0, metavar="POINTS",
         help="accuracy loss to tolerate, in percentage points (default: 0)",
-    )
+    )  # fmt: skip
     parsed = parser.parse_args(arguments)
     if not 0 <= parsed.tolerance < math.inf:
         parser.error(f"--tolerance: expected at least 0, received {parsed.tolerance}")
-    if not parsed.revisions:
-        parsed.revisions = ["HEAD", WORKSPACE]
-    elif len(parsed.revisions) == 1:
-        parsed.revisions.append(WORKSPACE)
+    given = parsed.revisions or ["HEAD"]
+    parsed.revisions = given if len(given) > 1 else [*given, WORKSPACE]
     if len(set(parsed.revisions)) == 1:
         parser.error(f"expected two revisions to compare, received {parsed.revisions[0]} twice")
     return parsed
@@ -83,4 +78,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader, such as head, may have enough
     sys.exit(main())

@@ -161,3 +161,15 @@ def test_any_terminal_can_show_a_comparison(history: Path, encoding: str) -> Non
     assert done.returncode == 0, done.stderr
     assert b"?" in done.stdout
     assert b"Traceback" not in done.stderr
+
+
+def test_a_reader_may_have_enough(history: Path) -> None:
+    """A pipe that is closed, as by head, ends the command without a word."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline.compare", "--format", "json", "base", "regression"],
+        cwd=history, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,8 +50,7 @@ def table_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
 
 
 def _accuracy(metrics: dict[str, Any]) -> str:
-    share = 1 - metrics["errors"] / metrics["n"]
-    return mean_percent(share, metrics.get("accuracy_deviation"))
+    return mean_percent(1 - metrics["errors"] / metrics["n"], metrics.get("accuracy_deviation"))
 
 
 def _how(comparison: Comparison) -> str:
@@ -86,8 +86,7 @@ def as_text(outcome: Outcome) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    lines = [_title(outcome.comparisons), "", *table, "", *details(outcome)]
-    return "\n".join(lines).rstrip()
+    return "\n".join([_title(outcome.comparisons), "", *table, "", *details(outcome)]).rstrip()
 
 
 def as_markdown(outcome: Outcome) -> str:
@@ -157,10 +156,8 @@ FORMATS = {"text": as_text, "markdown": as_markdown, "json": as_json, "html": as
 
 
 def _title(comparisons: Sequence[Comparison]) -> str:
-    counts = {
-        kind: sum(each.verdict == kind for each in comparisons)
-        for kind in ("better", "worse", "no evidence of a difference")
-    }
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    counts = Counter(each.verdict for each in comparisons)
+    kinds = ("better", "worse", "no evidence of a difference")
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
     tests = f"{len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''}"
     return f"Against {comparisons[0].baseline}: {told} ({tests}; p-values by Holm)."
