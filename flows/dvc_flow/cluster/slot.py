@@ -80,6 +80,9 @@ class Workspace:
             self.environment = environment() | read_settings(self.root).environment
             self.opened = needed
         self.repository.dvc._reset()
+        for project in self.files.values():  # what a lock file says changes from job to job
+            for read in ("lockfile_contents", "stages"):
+                project.__dict__.pop(read, None)
         return self.repository
 
     def _configure(self, job: Job) -> None:
@@ -99,10 +102,7 @@ class Workspace:
             return repo.stage.load_one(path)
         if path not in self.files:
             self.files[path] = load_file(repo, path)
-        file = self.files[path]
-        for name_ in ("lockfile_contents", "stages"):  # they change from job to job
-            file.__dict__.pop(name_, None)
-        stage: Stage = file.stages[name]
+        stage: Stage = self.files[path].stages[name]
         return stage
 
 
