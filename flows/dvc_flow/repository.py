@@ -290,6 +290,8 @@ def _steps(repo: Repo, graph: Any, selection: Selection) -> "list[Stage]":
         wanted = collect_stages(
             repo, selection.targets or [PROJECT_FILE], selection.recursive, selection.glob
         )
+        if selection.targets and not wanted:
+            return []  # DVC would take no stages for all
     if selection.single_item and not (selection.pipeline or selection.all_pipelines):
         return wanted
     whole = selection.pipeline or selection.all_pipelines

@@ -62,6 +62,16 @@ def test_the_projects_own_graph_is_read() -> None:
     assert all(node.policy.gpus == 1 for node in trainings)
 
 
+def test_a_target_without_stages_runs_nothing(make_repository: MakeRepository) -> None:
+    """A dvc.yaml whose matrix is empty has nothing to run, and does not stand for all."""
+    root = make_repository(fan_out(1))
+    (root / "later").mkdir()
+    later = "stages: {each: {matrix: {name: []}, cmd: 'true'}}\n"
+    (root / "later/dvc.yaml").write_text(later)
+    assert plan(root, "later/dvc.yaml") == []
+    assert len(plan(root)) == len(fan_out(1))
+
+
 def test_what_is_broken_is_one_clear_line(make_repository: MakeRepository) -> None:
     """An unknown target, a cycle, a broken dvc.yaml or a wrong policy is told in one line."""
     root = make_repository(fan_out(1))
