@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-READERS := idx npy params model checkpoint predictions metrics lock
+READERS := idx zip npy params model checkpoint predictions metrics lock
 SECONDS := 60
 ADDRESS ?= tcp://127.0.0.1:8786
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
@@ -13,7 +13,7 @@ LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-
 deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-cluster scheduler cluster-worker cluster-repro run repro screenshots compare unchanged verify readme server deploy worker test test-quick soak fuzz services check audit format bench lock clean
+.PHONY: help setup setup-dev setup-cluster scheduler cluster-worker cluster-repro run repro selection record serve release screenshots compare unchanged verify readme server deploy worker test test-quick soak fuzz services check audit format bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,19 @@ run: setup ## train and evaluate every variant on the small data set; FLAGS="--j
 
 repro: setup ## the same on every data set of params.yaml, MNIST included; takes FLAGS too
 	$(BIN)/dvc-flow $(FLAGS)
+
+selection: setup ## train the recipes that are compared by validation alone, and rank them (hours)
+	$(BIN)/dvc-flow selection/dvc.yaml $(FLAGS)
+	$(BIN)/python -m pipeline.rank
+
+record: setup ## train and evaluate what params.yaml lists under record (hours; goes on where it was)
+	$(BIN)/dvc-flow record/dvc.yaml $(FLAGS)
+
+serve: setup ## answer pictures over HTTP, and show a page to draw on; FLAGS="--port 8000 …"
+	$(BIN)/python -m pipeline.serve $(FLAGS)
+
+release: setup ## promote MODEL="DATASET VARIANT" of the last commit, unless it is worse
+	$(BIN)/python -m pipeline.release $(MODEL) $(FLAGS)
 
 compare: setup ## what changed since the last commit, and whether it is better; REVS="REV REV …"
 	$(BIN)/python -m pipeline.compare $(REVS) $(FLAGS)

@@ -27,6 +27,7 @@ from pipeline.network.device import find_device
 from pipeline.network.inference import ChunkedForward, choose_chunk_size
 from pipeline.network.memory import PeakMemory
 from pipeline.scores.metrics import Totals
+from pipeline.scores.tables import PredictionTables
 
 CHUNK_SIZES = (8, 32, 64, 128, 256, 512, 1024, 4096)
 SWEEP_IMAGES = {"alexnet_norm": 4_096, "alexnet_dropout": 8_192, "lenet5": 65_536}
@@ -98,8 +99,8 @@ def _measure(variant: str, test: Path, size: int, limit_mb: int, plain: bool) ->
 
     with (
         SplitReader(test) as reader,
-        tempfile.TemporaryFile("w") as predictions,
-        tempfile.TemporaryFile("w") as mistakes,
+        tempfile.TemporaryDirectory() as folder,
+        PredictionTables(Path(folder) / "predictions", Path(folder) / "mistakes") as tables,
         Progress("evaluate", len(reader), "images", rate_unit="images") as progress,
         patch.object(evaluate, "ChunkedForward", TimedForward),
     ):
@@ -110,7 +111,7 @@ def _measure(variant: str, test: Path, size: int, limit_mb: int, plain: bool) ->
             return {"errors": totals.errors}
         memory = PeakMemory()
         size = size or choose_chunk_size(loaded, settings, len(reader))
-        totals = evaluate.evaluate(loaded, 0, reader, size, predictions, mistakes, progress)
+        totals = evaluate.evaluate(loaded, 0, reader, size, tables, progress)
         [(forward, begin)] = ready
         seconds = time.perf_counter() - begin
     return {

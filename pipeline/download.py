@@ -1,4 +1,4 @@
-"""Download a data set's four IDX files, or make them from the digits that scikit-learn includes."""
+"""Download a data set's IDX files, or make them from the digits that scikit-learn includes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ def remove_strays(folder: Path) -> None:
         If a file cannot be removed.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in paths.ROLES and path.is_file():
+        if path.name not in (*paths.ROLES, paths.WRITERS) and path.is_file():
             try:
                 path.unlink()
             except OSError as error:

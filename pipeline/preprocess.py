@@ -1,66 +1,46 @@
 """Check the raw IDX files, and split them into training, validation and test arrays."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, model_validator
 
 from pipeline.core import paths
 from pipeline.core.errors import DataError
 from pipeline.core.files import sha256, write_json
 from pipeline.core.params import Params, Section
 from pipeline.core.stage import require_unchanged, run_stage
-from pipeline.datasets import idx
-from pipeline.datasets.splits import Classes, Split, split_writer
+from pipeline.datasets.raw import Images, Labels, Writers, open_part, read_writers
+from pipeline.datasets.splits import Classes, Split, class_names, split_writer
 
 
 class DatasetPreprocess(Section):
-    """How one data set is prepared."""
+    """How one data set is stored and prepared.
 
-    validation_size: PositiveInt
+    ``validation_size`` images of the training set are for validation; with 0, all are trained on.
+    Where the ``writers`` of the training images are known, none of them is on both sides.
+    """
+
+    validation_size: NonNegativeInt
+    writers: Writers | None = None
+    images: Images = Images()
+    labels: Labels = Labels()
+
+    @model_validator(mode="after")
+    def _writers_decide_on_something(self) -> "DatasetPreprocess":
+        if self.writers is not None and not self.validation_size:
+            raise ValueError("writers decide on the validation split, and validation_size is 0")
+        return self
 
 
 class Preprocess(Section):
     """How every data set is prepared."""
 
     seed: NonNegativeInt
-
-
-class RawPart(NamedTuple):
-    """One half of the raw files: images to read block by block, and all labels, uint8 (n,)."""
-
-    images: idx.IdxFile
-    labels: NDArray[np.uint8]
-
-
-@contextmanager
-def open_part(folder: Path, part: str, classes: int) -> Iterator[RawPart]:
-    """Open the images and labels of a `part`, ``"train"`` or ``"test"``, and check that they match.
-
-    Raises
-    ------
-    DataError
-        If a file is not strict IDX, the counts differ, or a label is out of range.
-    """
-    images_path, labels_path = folder / f"{part}_images", folder / f"{part}_labels"
-    with idx.IdxFile(images_path, 3) as images:
-        labels = idx.read(labels_path, 1)
-        if images.shape[0] != len(labels):
-            raise DataError(
-                f"{folder}: {images.shape[0]:,} {part} images, but {len(labels):,} {part} labels; "
-                "both files must come from the same data set"
-            )
-        if labels.max() >= classes:
-            first = int(np.argmax(labels >= classes))
-            raise DataError(
-                f"{labels_path}: label {labels[first]} at index {first}, expected 0 to "
-                f"{classes - 1}; fix the file, or raise the data set's classes in params.yaml"
-            )
-        yield RawPart(images, labels)
 
 
 def choose_validation(labels: NDArray[np.uint8], size: int, seed: int) -> NDArray[np.bool_]:
@@ -83,6 +63,9 @@ def choose_validation(labels: NDArray[np.uint8], size: int, seed: int) -> NDArra
     DataError
         If a class would have no image on one side.
     """
+    validates = np.zeros(len(labels), np.bool_)
+    if not size:
+        return validates
     counts = np.bincount(labels)
     if 1 in counts:
         raise DataError(
@@ -101,9 +84,51 @@ def choose_validation(labels: NDArray[np.uint8], size: int, seed: int) -> NDArra
             "validation_size"
         )
     random = np.random.Generator(np.random.PCG64(seed))
-    validates = np.zeros(len(labels), np.bool_)
     for label, count in enumerate(chosen):
         validates[random.permutation(np.flatnonzero(labels == label))[:count]] = True
+    return validates
+
+
+def choose_writers(
+    labels: NDArray[np.uint8], writers: NDArray[np.int64], size: int, seed: int
+) -> NDArray[np.bool_]:
+    """Return which images of a training set go into a validation split by writers of its own.
+
+    Writers are taken in random order, each with all images, as long as they fit.
+
+    Parameters
+    ----------
+    labels : array of uint8, shape (n,)
+    writers : array of int64, shape (n,)
+    size : int
+        The largest number of validation images.
+    seed : int
+
+    Returns
+    -------
+    array of bool, shape (n,)
+        True for validation images.
+
+    Raises
+    ------
+    DataError
+        If a class would have no image on one side.
+    """
+    _, number, images = np.unique(writers, return_inverse=True, return_counts=True)
+    chosen = np.zeros(len(images), np.bool_)
+    room = size
+    for writer in np.random.Generator(np.random.PCG64(seed)).permutation(len(images)):
+        if images[writer] <= room:
+            chosen[writer] = True
+            room -= images[writer]
+    validates: NDArray[np.bool_] = chosen[number]
+    for split in (labels[validates], labels[~validates]):
+        if missing := sorted({*labels.tolist()} - {*split.tolist()}):
+            raise DataError(
+                f"{size:,} of {len(labels):,} training images by {len(images):,} writers cannot be "
+                f"a validation split by writers of its own: class {missing[0]} would be on one "
+                "side alone; change the data set's validation_size, or leave its writers out"
+            )
     return validates
 
 
@@ -144,7 +169,7 @@ class Summary:
 
 
 def prepare(
-    raw: Path, folders: Mapping[str, Path], classes: int, validation_size: int, seed: int
+    raw: Path, folders: Mapping[str, Path], classes: int, settings: DatasetPreprocess, seed: int
 ) -> dict[str, Any]:
     """Check the raw files, split them into `folders`, and return the figures of the `Summary`.
 
@@ -157,22 +182,27 @@ def prepare(
     """
     with ExitStack() as stack:
         train, test = (
-            stack.enter_context(open_part(raw, part, classes)) for part in ("train", "test")
+            stack.enter_context(open_part(raw, part, classes, settings.images, settings.labels))
+            for part in ("train", "test")
         )
-        if train.images.shape[1:] != test.images.shape[1:]:
+        image_shape = train.images.shape[1:]
+        if image_shape != test.images.shape[1:]:
             raise DataError(
-                f"{raw}: training images of shape {train.images.shape[1:]}, but test images of "
+                f"{raw}: training images of shape {image_shape}, but test images of "
                 f"shape {test.images.shape[1:]}; all four files must come from the same data set"
             )
-        image_shape = (*train.images.shape[1:], 1)
-        validates = choose_validation(train.labels, validation_size, seed)
+        if settings.writers is None:
+            validates = choose_validation(train.labels, settings.validation_size, seed)
+        else:
+            writers = read_writers(raw / paths.WRITERS, train.labels, settings.writers)
+            validates = choose_writers(train.labels, writers, settings.validation_size, seed)
         everything = np.ones(len(test.labels), np.bool_)
         sources = {
             "train": (train, ~validates),
             "validation": (train, validates),
             "test": (test, everything),
         }
-        writers = {
+        write = {
             name: stack.enter_context(split_writer(folders[name], int(chosen.sum()), image_shape))
             for name, (_, chosen) in sources.items()
         }
@@ -184,8 +214,8 @@ def prepare(
                 for name, (source, chosen) in sources.items():
                     if source is part:
                         mine = chosen[start:stop]
-                        piece = Split(images[mine][..., None], part.labels[start:stop][mine])
-                        writers[name](piece)
+                        piece = Split(images[mine], part.labels[start:stop][mine])
+                        write[name](piece)
                         summary.add(name, piece)
                 start = stop
     return summary.figures(image_shape)
@@ -194,12 +224,13 @@ def prepare(
 def main(dataset: str) -> None:
     """Prepare the raw files of `dataset`."""
     params = Params()
-    classes: int = params.get(f"datasets.{dataset}.classes", Classes)
+    classes = len(class_names(params.get(f"datasets.{dataset}.classes", Classes)))
     own: DatasetPreprocess = params.get(f"datasets.{dataset}.preprocess", DatasetPreprocess)
     common: Preprocess = params.get("preprocess", Preprocess)
     folders = {name: paths.prepared(dataset, name) for name in paths.SPLITS}
-    summary = prepare(paths.raw(dataset), folders, classes, own.validation_size, common.seed)
-    hashes = {role: sha256(paths.raw(dataset) / role) for role in paths.ROLES}
+    summary = prepare(paths.raw(dataset), folders, classes, own, common.seed)
+    roles = [*paths.ROLES, *([paths.WRITERS] if own.writers else [])]
+    hashes = {role: sha256(paths.raw(dataset) / role) for role in roles}
     write_json(paths.summary(dataset), summary | {"sha256": hashes})
     print(f"{dataset}: {summary['images']}, images of {summary['image_shape']}")
     require_unchanged(params)

@@ -18,14 +18,16 @@ from pipeline.core.files import write_json, write_text
 from pipeline.core.params import Params
 from pipeline.core.progress import Progress
 from pipeline.core.stage import require_unchanged, run_stage
-from pipeline.datasets.splits import Classes, Split, SplitReader
+from pipeline.datasets.splits import Classes, Split, SplitReader, class_names
 from pipeline.network.build import Description, LoadedModel, build, build_for_inference
 from pipeline.network.chunks import MB, Evaluate, Profile
 from pipeline.network.device import find_device
+from pipeline.network.folding import fold_description
 from pipeline.network.framework import keras, tf
-from pipeline.network.inference import ChunkedForward, choose_chunk_size, memory_per_image
+from pipeline.network.inference import choose_chunk_size, forward_of
 from pipeline.network.layers import Initializer, Layer, Network, Precision
 from pipeline.network.memory import PeakMemory, free_bytes
+from pipeline.network.parts import count_parts, lay_out, use_cores
 from pipeline.training.learner import Learner
 
 # The share of the free memory that may be used; the rest is for what the estimate misses.
@@ -77,16 +79,18 @@ def training_speed(
 ) -> float:
     """Return images per second in training: the median of `steps` steps, once compiled."""
     device = find_device()
+    layout = lay_out(description, batch_size, device)
     with device.strategy(batch_size).scope():
-        learner = Learner(build(description, precision=precision), batch_size)
-        images, labels = _batch(reader, batch_size)
+        network = build(description, precision=precision)
+        learner = Learner(network, batch_size, parts=layout.parts)
+        images, labels = (np.stack([each] * layout.steps) for each in _batch(reader, batch_size))
         seconds = []
         for _ in range(steps + 1):
             begin = time.perf_counter()
-            learner.learn(images, labels, 1e-4)
+            learner.learn(images, labels, [1e-4] * layout.steps)
             learner.first_bad_step  # noqa: B018 - waits for the step
             seconds.append(time.perf_counter() - begin)
-    return batch_size / statistics.median(seconds[1:])
+    return batch_size * layout.steps / statistics.median(seconds[1:])
 
 
 def _batch(reader: SplitReader, size: int) -> Split:
@@ -117,11 +121,11 @@ def profile(
         In evaluation.
     """
     network = loaded.network
-    forward = tf.function(
+    whole = tf.function(
         lambda images: network(images, training=False),
         input_signature=[tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)],
     )
-    chunks = ChunkedForward(network, chunk_size, memory_per_image(loaded))
+    chunks = forward_of(loaded, chunk_size)
     seconds = 0.0
 
     def in_chunks() -> None:
@@ -133,7 +137,7 @@ def profile(
         seconds = time.perf_counter() - begin
 
     def in_one_batch(images: int) -> Callable[[], object]:
-        return lambda: forward(reader.read(0, images).images)
+        return lambda: whole(reader.read(0, images).images)
 
     sizes = sorted({*(size for size in batches if size < len(reader)), len(reader), chunk_size})
     passes = [(size, in_chunks if size == chunk_size else in_one_batch(size)) for size in sizes]
@@ -155,14 +159,16 @@ def main(dataset: str, variant: str) -> None:
             dataset=dataset,
             variant=variant,
             image_shape=list(reader.image_shape),
-            classes=params.get(f"datasets.{dataset}.classes", Classes),
+            classes=len(class_names(params.get(f"datasets.{dataset}.classes", Classes))),
             network=Network(
                 input_size=params.get(f"variants.{variant}.input_size", PositiveInt | None),
                 initializer=Initializer(type="he_normal"),
                 layers=params.get(f"variants.{variant}.layers", list[Layer]),
             ),
         )
-        loaded = build_for_inference(description, device.precision(evaluation.precision))
+        folded = fold_description(description)
+        use_cores(count_parts(folded, device))
+        loaded = build_for_inference(folded, device.precision(evaluation.precision))
         chunk_size = choose_chunk_size(loaded, evaluation, len(reader))
         rows, evaluation_speed = profile(loaded, reader, chunk_size, settings.chunk_sizes)
         speed = training_speed(

@@ -16,13 +16,15 @@ from pipeline.core.files import require_writable, sha256, write_json, write_text
 from pipeline.core.params import Params
 from pipeline.core.progress import Progress
 from pipeline.core.stage import imported_code, require_unchanged, run_stage
-from pipeline.datasets.splits import Classes, Split, map_split
+from pipeline.datasets.splits import Classes, Split, class_names, map_split
 from pipeline.network import storage
 from pipeline.network.build import Description, build
 from pipeline.network.device import Device, find_device
 from pipeline.network.framework import keras, tf
+from pipeline.network.parts import lay_out, use_cores
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.learner import Learner, make_validation
 from pipeline.training.loop import History, curve, train
 from pipeline.training.recipe import BudgetOverride, Runtime, Train, Variant, count_steps
 
@@ -31,25 +33,29 @@ def summarise(
     histories: Mapping[int, History], parameters: int, batch_size: int, precision: str
 ) -> dict[str, Any]:
     """Return the size of a training and what it reached, averaged over seeds."""
-    last = [history.validation[-1] for history in histories.values()]
-    steps = int(last[0]["step"])
+    trained = next(iter(histories.values())).train[-1]
+    last = [history.validation[-1] for history in histories.values() if history.validation]
+    validated = {
+        f"validation_{name}": round(statistics.mean(row[name] for row in last), 6)
+        for name in ("loss", "accuracy")
+        if last
+    }
     return {
         "seeds": list(histories),
         "precision": precision,
         "parameters": parameters,
-        "steps": steps,
-        "samples": steps * batch_size,
-        "epochs": round(last[0]["epoch"], 4),
-        "validation_loss": round(statistics.mean(row["loss"] for row in last), 6),
-        "validation_accuracy": round(statistics.mean(row["accuracy"] for row in last), 6),
+        "steps": int(trained["step"]),
+        "samples": int(trained["step"]) * batch_size,
+        "epochs": round(trained["epoch"], 4),
+        **validated,
     }
 
 
-def affects_rounding(device: Device, precision: str) -> dict[str, Any]:
+def affects_rounding(device: Device, precision: str, parts: int) -> dict[str, Any]:
     """Return the machine properties that can affect floating-point results."""
     if device.kind == "GPU":
         return {"device": str(device), "precision": precision}
-    rest = {"threads": _count_threads(), "precision": precision}
+    rest = {"threads": 1 if parts > 1 else _count_threads(), "precision": precision}
     if not device.instructions:
         return {"device": str(device), **rest}
     return {"instructions": device.instructions, **rest}
@@ -68,7 +74,7 @@ def main(dataset: str, variant: str) -> None:
     row: Variant = params.get(f"variants.{variant}", Variant)
     settings: Train = params.get("train", Train)
     override: BudgetOverride = params.get(f"datasets.{dataset}.train", BudgetOverride)
-    classes: int = params.get(f"datasets.{dataset}.classes", Classes)
+    classes: int | list[str] = params.get(f"datasets.{dataset}.classes", Classes)
     runtime: Runtime = params.get("runtime", Runtime)
     splits = {name: map_split(paths.prepared(dataset, name)) for name in ("train", "validation")}
     images = splits["train"].images
@@ -79,6 +85,8 @@ def main(dataset: str, variant: str) -> None:
         *(paths.curve(dataset, variant, name) for name in splits),
     )
     steps = count_steps(override.apply(row.budget), row.batch_size, len(images))
+    if row.augmentation is not None:
+        row.augmentation.require_fits(images.shape[1:])
 
     device = find_device()
     precision = device.precision(settings.precision)
@@ -88,9 +96,12 @@ def main(dataset: str, variant: str) -> None:
         dataset=dataset,
         variant=variant,
         image_shape=list(images.shape[1:]),
-        classes=classes,
+        classes=len(class_names(classes)),
         network=row.network(),
+        class_names=classes if isinstance(classes, list) else None,
     )
+    layout = lay_out(description, row.batch_size, device)
+    use_cores(layout.parts)
     key = checkpoint.key_of(
         {
             "code": sorted(imported_code().values()),
@@ -101,7 +112,7 @@ def main(dataset: str, variant: str) -> None:
             },
             "params": [each.model_dump() for each in (row, settings, override)],
             "classes": classes,
-            "machine": affects_rounding(device, precision),
+            "machine": affects_rounding(device, precision, layout.parts),
             "versions": [tf.__version__, keras.__version__, np.__version__],
         }
     )
@@ -121,14 +132,22 @@ def main(dataset: str, variant: str) -> None:
             rate_unit="images",
             rate_per_unit=row.batch_size,
         ) as progress:
+            with strategy.scope():
+                network = build(description, seed=seeds[0], precision=precision)
+                learner = Learner(network, row.batch_size, row.averaging, layout.parts)
+                validate = make_validation(network, splits["validation"], row.batch_size)
             for seed in seeds:
                 with strategy.scope():
-                    network = build(description, seed=seed, precision=precision)
+                    if seed != seeds[0]:  # what is compiled serves all seeds
+                        learner.restart(build(description, seed=seed, precision=precision))
                     histories[seed] = train(
-                        network, row, settings, seed, splits, steps, progress,
-                        Checkpoints(folder / f"seed_{seed}", runtime.checkpoint_every),
+                        learner, validate, row, settings, seed, splits, steps, layout.steps,
+                        progress, Checkpoints(folder / f"seed_{seed}", runtime.checkpoint_every),
                     )  # fmt: skip
-                storage.save(paths.model(dataset, variant, seed), network, description)
+                calibrated = description.model_copy(
+                    update={"temperature": histories[seed].temperature}
+                )
+                storage.save(paths.model(dataset, variant, seed), network, calibrated)
 
         for name in splits:
             write_text(paths.curve(dataset, variant, name), curve(histories, name))

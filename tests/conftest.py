@@ -3,11 +3,13 @@
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis  # noqa: F401 - it looks at what the framework's import hides from the collector
 import pytest
 
 from pipeline.core import paths
@@ -34,6 +36,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / paths.PARAMS, root)
     edit_params(root / paths.PARAMS, add_tiny(tmp_path / "mirror"))
     monkeypatch.chdir(root)
+    if tensorflow := sys.modules.get("tensorflow"):
+        # It refuses to change its threads once a process has computed, as this one may have.
+        of_threads = tensorflow.config.threading
+        monkeypatch.setattr(of_threads, "set_intra_op_parallelism_threads", lambda _: None)
     return root
 
 

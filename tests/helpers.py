@@ -4,6 +4,7 @@ import gzip
 import http.server
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from pipeline.datasets.splits import Split
 
 ROOT = Path(__file__).parent.parent
 SIDE, CLASSES = 12, 3
+IDX_TYPES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
 
 def make_images(count: int, seed: int = 0) -> Split:
@@ -32,6 +34,14 @@ def make_images(count: int, seed: int = 0) -> Split:
     for image, label in zip(images, labels, strict=True):
         image[4 * label : 4 * label + 4] += 64
     return Split(images, labels)
+
+
+def write_idx(path: Path, array: NDArray[Any]) -> None:
+    """Write an array of any type and number of dimensions as a plain IDX file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = array.dtype.str[1:]
+    header = struct.pack(f">HBB{array.ndim}I", 0, IDX_TYPES[kind], array.ndim, *array.shape)
+    path.write_bytes(header + array.astype(f">{kind}").tobytes())
 
 
 def write_raw(folder: Path, train: Split, test: Split) -> dict[str, Path]:
@@ -62,7 +72,9 @@ def add_tiny(mirror: Path) -> Callable[[Any], None]:
     files = write_raw(mirror, make_images(120, seed=1), make_images(60, seed=2))
 
     def change(params: Any) -> None:
-        params["run"] = {"datasets": ["tiny"], "variants": ["tiny_conv", "tiny_dense"]}
+        params["run"] = {
+            "datasets": ["tiny"], "variants": ["tiny_conv", "tiny_dense"], "ensembles": [],
+        }  # fmt: skip
         params["datasets"]["tiny"] = {
             "classes": CLASSES,
             "download": {
@@ -75,6 +87,7 @@ def add_tiny(mirror: Path) -> Callable[[Any], None]:
             },
             "preprocess": {"validation_size": 30},
             "train": {"samples": None, "epochs": None},
+            "report": {},
         }
         common = {
             "input_size": None,
@@ -116,9 +129,10 @@ def make_repository(root: Path, change: Callable[[Any], None]) -> Path:
 
 
 def stage_command(stage: str, dataset: str = "", variant: str = "") -> list[str]:
-    """Return the command of a stage, as dvc.yaml has it."""
+    """Return the command of a stage, as dvc.yaml has it; `ensemble` takes an ensemble's name."""
     by_dataset = ["--dataset", dataset] if dataset else []
-    by_variant = ["--variant", variant] if variant else []
+    option = "--ensemble" if stage == "ensemble" else "--variant"
+    by_variant = [option, variant] if variant else []
     return [sys.executable, "-m", f"pipeline.{stage}", *by_dataset, *by_variant]
 
 

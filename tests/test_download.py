@@ -26,9 +26,23 @@ def test_the_stage_brings_every_file(project: Path) -> None:
 def test_digits_need_no_network(project: Path) -> None:
     """The digits are made without a network, as plain IDX files."""
     download.main("digits")
-    assert idx.read(paths.raw("digits") / "test_labels", 1).shape == (360,)
+    assert idx.read(paths.raw("digits") / "test_labels", (1,)).shape == (360,)
     with open(paths.raw("digits") / "train_images", "rb") as file:
         assert struct.unpack(">4I", file.read(16)) == (0x803, 1437, 28, 28)
+
+
+def test_the_writers_are_brought_and_stay(project: Path, tmp_path: Path) -> None:
+    """Where a data set has a file of the writers, it is brought as well, and is no stray."""
+    (tmp_path / "mirror/who").write_bytes(b"who")
+
+    def change(params: Any) -> None:
+        who = {"name": "who", "sha256": sha256(tmp_path / "mirror/who")}
+        params["datasets"]["tiny"]["download"]["files"]["train_writers"] = who
+
+    edit_params(project / "params.yaml", change)
+    for _ in range(2):
+        download.main("tiny")
+        assert {path.name for path in paths.raw("tiny").iterdir()} == {*paths.ROLES, paths.WRITERS}
 
 
 def test_strays_of_an_interrupted_download_are_removed(project: Path) -> None:
@@ -36,7 +50,7 @@ def test_strays_of_an_interrupted_download_are_removed(project: Path) -> None:
     download.main("tiny")
     kept = paths.raw("tiny") / "train_labels"
     written = kept.stat().st_mtime_ns
-    for name in ("tmp1a2b3c", "train_images.part"):
+    for name in ("tmp1a2b3c", "train_images.part", "archive_0"):
         (paths.raw("tiny") / name).write_bytes(b"half of a file")
     download.main("tiny")
     assert {path.name for path in paths.raw("tiny").iterdir()} == set(paths.ROLES)

@@ -15,19 +15,32 @@ from pipeline.core import paths
 from pipeline.core.params import UNTRACKED
 from tests.helpers import ROOT, edit_params, run
 
-STAGES = ("download", "preprocess", "train", "evaluate", "profile", "report")
-COMPUTES_WITH_TENSORFLOW = {"train", "evaluate", "profile"}
+STAGES = (
+    "download", "preprocess", "train", "evaluate", "ensemble", "export", "profile", "report",
+)  # fmt: skip
+COMPUTES_WITH_TENSORFLOW = {"train", "evaluate", "ensemble", "export", "profile"}
 # Which drawers of the pipeline each of them may import, besides itself.
 MAY_IMPORT = {
     "core": set[str](),
     "datasets": {"core"},
     "network": {"core", "datasets"},
     "training": {"core", "datasets", "network"},
+    "exporting": {"core", "network"},
     "scores": {"core"},
     "page": {"core", "datasets", "scores"},
+    "answers": {"core", "datasets", "network", "page"},
 }
 
-STAGE_TABLE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+# The stages of the other lists, each in a dvc.yaml of its own.
+OTHER_LISTS = {"record": STAGES, "selection": ("download", "preprocess", "train")}
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = YAML(typ="safe").load((ROOT / name).read_text())
+    return content
+
+
+STAGE_TABLE: dict[str, Any] = read_yaml("dvc.yaml")["stages"]
 
 
 def imported_modules(file: Path) -> set[str]:
@@ -115,8 +128,41 @@ def test_every_stage_has_a_module_and_a_test_file() -> None:
         assert (ROOT / f"tests/test_{stage}.py").is_file()
 
 
+def renamed(content: Any, name: str) -> Any:
+    """Return the content of a YAML file with the list `name` in the place of ``run``."""
+    if isinstance(content, dict):
+        return {renamed(key, name): renamed(value, name) for key, value in content.items()}
+    if isinstance(content, list):
+        return [renamed(each, name) for each in content]
+    return re.sub(r"\brun\.", f"{name}.", content) if isinstance(content, str) else content
+
+
+@pytest.mark.parametrize("name", OTHER_LISTS)
+def test_other_lists_have_the_same_stages(name: str) -> None:
+    """Each list's dvc.yaml has the stages of the first one, run from the root for its own list."""
+    other = read_yaml(f"{name}/dvc.yaml")
+    assert set(other) == {"vars", "stages"}
+    assert other["vars"] == ["../params.yaml"]
+    assert tuple(other["stages"]) == OTHER_LISTS[name]
+    for stage, content in other["stages"].items():
+        assert content.pop("wdir") == ".."
+        assert content == renamed(STAGE_TABLE[stage], name)
+        assert content != STAGE_TABLE[stage]
+
+
+def test_the_selection_has_no_results_of_the_test_set() -> None:
+    """No stage of the selection depends on test images, or writes metrics of them."""
+    for stage in read_yaml("selection/dvc.yaml")["stages"].values():
+        text = str(stage["deps"]) + str(stage.get("metrics", "")) + str(stage.get("plots", ""))
+        assert "test" not in text
+        assert "metrics.json" not in text
+
+
 def params_read(stage: str) -> set[str]:
-    """Return the keys that a stage's module asks of `Params`, with ``${…}`` for names."""
+    """Return the keys that a stage's module asks of `Params`, with ``${…}`` for names.
+
+    The list that has the data set is ``run``, as in dvc.yaml.
+    """
     keys = set()
     for node in ast.walk(ast.parse((ROOT / f"pipeline/{stage}.py").read_text())):
         if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "params.get"):
@@ -131,7 +177,7 @@ def params_read(stage: str) -> set[str]:
                 else str(ast.literal_eval(part))
                 for part in key.values
             ]
-            keys.add("".join(texts))
+            keys.add("".join(texts).replace("${item.listed}", "run"))
     return keys
 
 
@@ -145,7 +191,7 @@ def test_a_stage_depends_on_the_params_that_it_reads(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stages_outputs_are_those_that_paths_names(stage: str) -> None:
     """The outputs that dvc.yaml declares are those that `paths` names."""
-    d, v = "${item.dataset}", "${item.variant}"
+    d, v, e = "${item.dataset}", "${item.variant}", "${item.ensemble}"
     expected = {
         "download": [paths.raw(d)],
         "preprocess": [*(paths.prepared(d, split) for split in paths.SPLITS), paths.summary(d)],
@@ -161,6 +207,13 @@ def test_a_stages_outputs_are_those_that_paths_names(stage: str) -> None:
             paths.mistakes(d, v),
             paths.calibration(d, v),
         ],
+        "ensemble": [
+            paths.predictions(d, e),
+            paths.metrics(d, e),
+            paths.mistakes(d, e),
+            paths.calibration(d, e),
+        ],
+        "export": [paths.exports(d, v), paths.export(d, v)],
         "profile": [paths.profile(d, v), paths.memory(d, v)],
         "report": [paths.page(d), paths.report(d)],
     }
@@ -231,7 +284,7 @@ def test_flows_orchestrate_and_compute_nothing() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_only_stages_that_compute_with_tensorflow_import_it(stage: str) -> None:
-    """Stages other than training, evaluation and profiling start without TensorFlow."""
+    """Stages that do not compute with a network start without TensorFlow."""
     heavy = packages(closure(ROOT / f"pipeline/{stage}.py")) & {"tensorflow", "keras"}
     assert bool(heavy) == (stage in COMPUTES_WITH_TENSORFLOW)
 
@@ -242,12 +295,16 @@ DATASET, VARIANTS = "tiny", ("tiny_conv", "tiny_dense")
 
 
 def items(*stages: str) -> set[str]:
-    """Return the names of stages in the repository, one for each variant if they have one."""
-    by_variant = ("train", "evaluate", "profile")
+    """Return the names of stages in the repository, one for each variant if they have one.
+
+    It has no ensemble.
+    """
+    by_variant: dict[str, tuple[str, ...]] = {"ensemble": ()}
+    by_variant |= dict.fromkeys(("train", "evaluate", "export", "profile"), VARIANTS)
     return {
         f"{stage}@{DATASET}{end}"
         for stage in stages
-        for end in ([f"-{variant}" for variant in VARIANTS] if stage in by_variant else [""])
+        for end in ([f"-{name}" for name in by_variant[stage]] if stage in by_variant else [""])
     }
 
 
@@ -272,15 +329,20 @@ def git_status(root: Path) -> str:
         ("pipeline/__init__.py", items(*STAGES)),
         ("pipeline/core/errors.py", items(*STAGES)),
         ("pipeline/datasets/idx.py", items(*STAGES)),
-        ("pipeline/network/device.py", items("train", "evaluate", "profile")),
+        ("pipeline/network/device.py", items("train", "evaluate", "export", "profile")),
         ("pipeline/training/batches.py", items("train", "profile")),
+        ("pipeline/exporting/onnx_model.py", items("export")),
         ("pipeline/scores/load.py", items("report")),
         ("pipeline/scores/metrics.py", items("evaluate", "report")),
+        ("pipeline/scores/tables.py", items("evaluate", "report")),
+        ("pipeline/scores/ensembles.py", items("report")),
+        ("pipeline/scores/ranking.py", items("report")),
         ("pipeline/page/charts.py", items("report")),
         ("pipeline/page/templates/parts.html", items("report")),
         *((f"pipeline/{stage}.py", items(stage)) for stage in STAGES),
         ("pipeline/check.py", set()),
         ("pipeline/compare.py", set()),
+        ("pipeline/rank.py", set()),
     ],
 )
 def test_changed_code_reruns_the_stages_that_use_it(
@@ -312,6 +374,12 @@ CONV = {"train@tiny-tiny_conv", "profile@tiny-tiny_conv"}
     [
         ("datasets.tiny.download.mirrors", ["/nowhere"], items("download")),
         ("datasets.tiny.preprocess.validation_size", 33, items("preprocess", "report")),
+        (
+            "datasets.tiny.classes",
+            ["a", "b", "c"],
+            items("preprocess", "train", "profile", "report"),
+        ),
+        ("datasets.tiny.report", {"label_errors": [1]}, items("report")),
         ("datasets.tiny.train.epochs", 3, items("train", "report")),
         ("datasets.mnist.classes", 11, set()),
         ("preprocess.seed", 1, items("preprocess", "report")),
@@ -319,10 +387,12 @@ CONV = {"train@tiny-tiny_conv", "profile@tiny-tiny_conv"}
         ("train.log_every_steps", 10, items("train", "report")),
         ("variants.tiny_conv.batch_size", 8, CONV | items("report")),
         ("variants.tiny_conv.learning_rate", 0.1, {"train@tiny-tiny_conv", "report@tiny"}),
-        ("evaluate.memory_budget_mb", 100, items("evaluate", "profile", "report")),
+        ("evaluate.memory_budget_mb", 100, items("evaluate", "export", "profile", "report")),
         ("profile.training_steps", 2, items("profile")),
         ("report.mistakes_shown", 3, items("report")),
         ("runtime.checkpoint_every", {"steps": 1}, set()),
+        ("record.variants", ["lenet5"], set()),
+        ("selection.variants", ["lenet5"], set()),
     ],
 )
 def test_changed_params_rerun_the_stages_that_read_them(
@@ -331,6 +401,11 @@ def test_changed_params_rerun_the_stages_that_read_them(
     """A changed parameter concerns the stages that read it, and no others."""
     edit_params(repository / "params.yaml", setting(key, value))
     assert changed(repository) == expected
+
+
+RETRAINED = {
+    "train@tiny-tiny_dense", "evaluate@tiny-tiny_dense", "export@tiny-tiny_dense", "report@tiny",
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -344,11 +419,9 @@ class TestRealRepository:
         assert run("dvc", "status", cwd=repository).startswith("Data and pipelines are up to date")
 
     def test_changing_a_variants_rate_retrains_that_variant_only(self, repository: Path) -> None:
-        """Another learning rate trains and evaluates one variant, and writes the report."""
+        """Another learning rate trains, evaluates and exports one variant, and writes the report."""
         edit_params(repository / "params.yaml", setting("variants.tiny_dense.learning_rate", 0.02))
-        assert stages_run(run("dvc", "repro", cwd=repository)) == [
-            "train@tiny-tiny_dense", "evaluate@tiny-tiny_dense", "report@tiny",
-        ]  # fmt: skip
+        assert set(stages_run(run("dvc", "repro", cwd=repository))) == RETRAINED
 
     def test_changing_the_report_runs_nothing_else(self, repository: Path) -> None:
         """A change of the report's code or parameters writes the report, and does nothing else."""
@@ -401,11 +474,53 @@ class TestRealRepository:
             repository / "params.yaml",
             lambda params: params["variants"]["tiny_dense"].update(seeds=[0, 1]),
         )
-        assert stages_run(run("dvc", "repro", cwd=repository)) == [
-            "train@tiny-tiny_dense", "evaluate@tiny-tiny_dense", "report@tiny",
-        ]  # fmt: skip
+        assert set(stages_run(run("dvc", "repro", cwd=repository))) == RETRAINED
         assert "accuracy_deviation" in run("dvc", "metrics", "diff", cwd=repository)
         assert ", 2 seeds" in (repository / "reports/tiny.md").read_text()
+
+    def test_an_ensemble_is_evaluated_and_reported(self, repository: Path) -> None:
+        """A new ensemble is evaluated with the models that are there, and reported."""
+
+        def change(params: Any) -> None:
+            members = [{"variant": variant, "seeds": [0]} for variant in VARIANTS]
+            params["ensembles"]["both"] = {"members": members}
+            params["run"]["ensembles"] = ["both"]
+
+        edit_params(repository / "params.yaml", change)
+        assert stages_run(run("dvc", "repro", cwd=repository)) == [
+            "ensemble@tiny-both", "report@tiny",
+        ]  # fmt: skip
+        assert "| both | 2 | " in (repository / "reports/tiny.md").read_text()
+        assert "results/tiny/both/metrics.json" in run("dvc", "metrics", "show", cwd=repository)
+        edit_params(repository / "params.yaml", setting("variants.tiny_dense.learning_rate", 0.02))
+        ran = stages_run(run("dvc", "repro", cwd=repository))
+        assert set(ran) == RETRAINED | {"ensemble@tiny-both"}
+        assert ran.index("train@tiny-tiny_dense") < ran.index("ensemble@tiny-both")
+        assert ran[-1] == "report@tiny"
+
+    @pytest.mark.parametrize("name", OTHER_LISTS)
+    def test_another_list_is_reproduced_by_itself(self, repository: Path, name: str) -> None:
+        """The stages of another list run in the root, and the first list's are not affected."""
+        shutil.copytree(ROOT / name, repository / name)
+
+        def change(params: Any) -> None:
+            params["datasets"]["tiny_too"] = params["datasets"]["tiny"]
+            params[name] = {
+                "datasets": ["tiny_too"], "variants": ["tiny_dense"], "ensembles": [],
+            }  # fmt: skip
+
+        edit_params(repository / "params.yaml", change)
+        expected = [
+            f"{stage}@tiny_too-tiny_dense" if stage in ("train", "evaluate", "export", "profile")
+            else f"{stage}@tiny_too"
+            for stage in OTHER_LISTS[name] if stage != "ensemble"
+        ]  # fmt: skip
+        ran = stages_run(run("dvc", "repro", f"{name}/dvc.yaml", cwd=repository))
+        assert sorted(ran) == sorted(f"{name}/dvc.yaml:{stage}" for stage in expected)
+        assert (repository / "models/tiny_too/tiny_dense/seed_0.safetensors").is_file()
+        for path in ("results/tiny_too/tiny_dense/metrics.json", "reports/tiny_too.md"):
+            assert (repository / path).is_file() == (name == "record")
+        assert stages_run(run("dvc", "repro", cwd=repository)) == []
 
     def test_results_made_again_have_the_same_bytes(self, repository: Path) -> None:
         """Made again by force, all results but measurements have the same bytes, in git too."""
@@ -429,7 +544,7 @@ class TestRealRepository:
         clone = tmp_path / "clone"
         run("git", "clone", "-q", str(repository), str(clone), cwd=tmp_path)
         output = run("dvc", "repro", cwd=clone)
-        expected = items("download", "preprocess", "train", "evaluate", "report")
+        expected = items("download", "preprocess", "train", "evaluate", "export", "report")
         assert set(stages_run(output)) == expected
         assert git_status(clone) == ""
         assert run("dvc", "status", cwd=clone).startswith("Data and pipelines are up to date")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 from sklearn import metrics as oracle
 
 from pipeline import evaluate
@@ -62,7 +63,39 @@ def test_metrics_and_predictions_agree_with_scikit_learn(trained: Path) -> None:
     assert metrics["errors"] == len(wrong) > 0
     assert metrics["precision"] == find_device().precision("auto")
     assert metrics["warning"] == "no better than chance with seed 0"  # it was never trained
-    assert set(metrics) == {"warning", "precision", "n", "errors", "accuracy", "nll", "ece"}
+    assert metrics["balanced_accuracy"] == pytest.approx(
+        oracle.balanced_accuracy_score(predictions["label"], predictions["prediction"]), abs=1e-8
+    )
+    assert metrics["temperature"] == 1
+    assert set(metrics) == {
+        "warning", "precision", "n", "errors", "accuracy", "balanced_accuracy", "nll", "ece",
+        "temperature", "calibrated_nll", "calibrated_ece",
+    }  # fmt: skip
+
+
+def test_a_models_temperature_calibrates_and_changes_no_class(trained: Path) -> None:
+    """The temperature in a model's header scales confidences and calibrated figures alone."""
+    plain, before = run_with(precision="float32")
+    path = paths.model("tiny", "tiny_conv", 0)
+    network, description = storage.load(path)
+    logits = network(make_images(N, seed=2).images).numpy().astype(float)
+    storage.save(path, network, description.model_copy(update={"temperature": 0.25}))
+    scaled, after = run_with(precision="float32")
+    assert after["prediction"].tolist() == before["prediction"].tolist()
+    for figure in ("errors", "accuracy", "balanced_accuracy", "nll", "ece"):
+        assert scaled[figure] == plain[figure]
+    expected = softmax(logits / 0.25, axis=1)
+    assert after["confidence"].tolist() == pytest.approx(expected.max(axis=1), abs=1e-5)
+    assert scaled["temperature"] == 0.25
+    assert scaled["calibrated_nll"] == pytest.approx(
+        oracle.log_loss(after["label"], expected, labels=range(3)), abs=1e-5
+    )
+    assert plain["calibrated_nll"] == plain["nll"]
+    curves = pd.read_csv(paths.calibration("tiny", "tiny_conv")).groupby("calibrated")
+    means = [np.average(each["confidence"], weights=each["images"]) for _, each in curves]
+    assert means == pytest.approx(
+        [before["confidence"].mean(), after["confidence"].mean()], abs=1e-5
+    )
 
 
 def test_results_are_the_same_each_time(trained: Path) -> None:
@@ -90,8 +123,8 @@ def test_each_seeds_model_is_evaluated(trained: Path) -> None:
     assert metrics["errors"] == errors.mean()
     both = pd.read_csv(paths.calibration("tiny", "tiny_conv"))
     pd.testing.assert_frame_equal(both[both["seed"] == 0], curve)
-    assert both.groupby("seed")["images"].sum().tolist() == [N, N]
-    assert list(both.columns) == ["seed", "confidence", "accuracy", "images"]
+    assert both.groupby(["seed", "calibrated"])["images"].sum().tolist() == [N] * 4
+    assert list(both.columns) == ["seed", "calibrated", "confidence", "accuracy", "images"]
 
 
 def test_without_a_model_the_error_tells_the_remedy(project: Path) -> None:
@@ -106,7 +139,7 @@ def test_any_chunk_size_gives_the_same_predictions(trained: Path) -> None:
     expected, rows = run_with(chunk_size="auto")
     for chunk_size in (1, 7, 30, 59, 60, 1000):
         metrics, predictions = run_with(chunk_size=chunk_size)
-        for key in ("n", "errors", "accuracy", "nll", "ece"):
+        for key in ("n", "errors", "accuracy", "balanced_accuracy", "nll", "ece"):
             assert metrics[key] == pytest.approx(expected[key], abs=2e-6)
         pd.testing.assert_frame_equal(predictions, rows, atol=2e-6, rtol=0)
 

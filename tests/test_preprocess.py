@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pipeline import download, preprocess
 from pipeline.core import paths
@@ -13,12 +14,14 @@ from pipeline.core.errors import DataError
 from pipeline.core.files import sha256
 from pipeline.datasets import idx
 from pipeline.datasets.splits import Split, map_split
+from pipeline.preprocess import DatasetPreprocess
 from tests.helpers import (
     CLASSES,
     assert_one_clear_line,
     edit_params,
     make_images,
     run_stage,
+    write_idx,
     write_raw,
 )
 
@@ -29,10 +32,12 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def prepare(raw: Path) -> dict[str, Split]:
+def prepare(raw: Path, **settings: Any) -> dict[str, Split]:
+    """Prepare raw files, and return the splits that have images."""
     folders = {name: raw.parent / name for name in paths.SPLITS}
-    preprocess.prepare(raw, folders, CLASSES, 30, seed=0)
-    return {name: map_split(folder) for name, folder in folders.items()}
+    row = DatasetPreprocess.model_validate({"validation_size": 30} | settings)
+    figures = preprocess.prepare(raw, folders, CLASSES, row, seed=0)
+    return {name: map_split(folders[name]) for name in paths.SPLITS if figures["images"][name]}
 
 
 def test_each_training_image_goes_to_one_split(raw: Path) -> None:
@@ -134,8 +139,77 @@ def test_a_label_out_of_range_is_rejected(raw: Path) -> None:
 def test_test_images_of_another_size_are_rejected(raw: Path) -> None:
     """Training and test images must have the same size."""
     idx.write(raw / "test_images", np.zeros((60, 14, 14), np.uint8))
-    with pytest.raises(DataError, match=r"shape \(12, 12\), but test images of shape \(14, 14"):
+    with pytest.raises(DataError, match=r"shape \(12, 12, 1\), but test .* of shape \(14, 14, 1"):
         prepare(raw)
+
+
+def test_without_validation_all_images_are_trained_on(raw: Path) -> None:
+    """With a size of 0 no image is chosen, whatever the labels, and all are for training."""
+    assert not preprocess.choose_validation(np.array([0, 1, 1], np.uint8), 0, seed=0).any()
+    splits = prepare(raw, validation_size=0)
+    assert set(splits) == {"train", "test"}
+    np.testing.assert_array_equal(splits["train"].images, make_images(120, seed=1).images)
+
+
+@st.composite
+def handwriting(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the labels and the writers of some images."""
+    count = draw(st.integers(1, 120))
+    labels = draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
+    writers = draw(st.lists(st.integers(-3, 12), min_size=count, max_size=count))
+    return np.array(labels, np.uint8), np.array(writers, np.int64)
+
+
+@given(images=handwriting(), size=st.integers(0, 130), seed=st.integers(0, 2**32))
+def test_no_writer_is_on_both_sides(
+    images: tuple[np.ndarray, np.ndarray], size: int, seed: int
+) -> None:
+    """Each writer is on one side, with at most the size asked for, and each class on both."""
+    labels, writers = images
+    try:
+        validates = preprocess.choose_writers(labels, writers, size, seed)
+    except DataError as error:
+        assert "cannot be a validation split by writers of its own" in str(error)
+        return
+    assert validates.sum() <= size
+    assert not set(writers[validates]) & set(writers[~validates])
+    assert set(labels[validates]) == set(labels[~validates]) == set(labels)
+    np.testing.assert_array_equal(validates, preprocess.choose_writers(labels, writers, size, seed))
+    smallest = min(np.unique(writers[~validates], return_counts=True)[1])
+    assert validates.sum() + smallest > size
+
+
+def test_the_seed_decides_which_writers_validate() -> None:
+    """Another seed chooses other writers."""
+    labels = np.tile(np.arange(3, dtype=np.uint8), 40)
+    writers = np.repeat(np.arange(40), 3)
+    chosen = [preprocess.choose_writers(labels, writers, 30, seed) for seed in (0, 1)]
+    assert [each.sum() for each in chosen] == [30, 30]
+    assert not np.array_equal(chosen[0], chosen[1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "writers", "size", "missing"),
+    [
+        ([0, 0, 1, 1], [7, 8, 9, 9], 1, 1),
+        ([0, 0, 1, 1], [7, 8, 9, 9], 4, 0),
+        ([0, 0, 0, 1], [7, 7, 7, 7], 3, 0),
+    ],
+)
+def test_a_class_that_writers_leave_on_one_side_is_named(
+    labels: list[int], writers: list[int], size: int, missing: int
+) -> None:
+    """If a class would be on one side alone, it is named with the remedy."""
+    with pytest.raises(
+        DataError, match=f"class {missing} would be on one side alone; change the data set's valid"
+    ):
+        preprocess.choose_writers(np.array(labels, np.uint8), np.array(writers), size, seed=0)
+
+
+def test_writers_and_a_size_of_0_contradict_each_other() -> None:
+    """Writers decide on the validation split, so there has to be one."""
+    with pytest.raises(ValidationError, match="writers decide on the validation split, and valid"):
+        DatasetPreprocess.model_validate({"validation_size": 0, "writers": {}})
 
 
 @pytest.mark.parametrize("size", [120, 2, 119])
@@ -158,7 +232,8 @@ def test_bad_raw_data_is_one_clear_line_and_writes_nothing(project: Path) -> Non
     whole = (paths.raw("tiny") / "test_images").read_bytes()
     (paths.raw("tiny") / "test_images").write_bytes(whole[:-20])
     assert_one_clear_line(
-        run_stage("preprocess", "tiny", cwd=project), "test_images: truncated or damaged gzip data"
+        run_stage("preprocess", "tiny", cwd=project),
+        "test_images: truncated or damaged compressed data",
     )
     assert not [path for path in (project / "data/prepared").rglob("*") if path.is_file()]
 
@@ -178,3 +253,67 @@ def test_a_data_set_of_another_size_and_class_count_is_one_entry(project: Path) 
     write_raw(paths.raw("wide"), split, split)
     preprocess.main("wide")
     assert json.loads(paths.summary("wide").read_text())["image_shape"] == [9, 17, 1]
+
+
+def set_preprocess(project: Path, **settings: object) -> None:
+    edit_params(
+        project / "params.yaml",
+        lambda params: params["datasets"]["tiny"].update(preprocess=settings),
+    )
+
+
+def test_the_stage_keeps_writers_apart(project: Path) -> None:
+    """With known writers the stage validates on images by some of them, and trains on the rest."""
+    set_preprocess(project, validation_size=30, writers={"column": 1, "label_column": 0})
+    download.main("tiny")
+    train = make_images(120, seed=1)
+    writers = np.repeat(np.arange(12), 10)
+    table = np.stack([train.labels, writers], axis=1).astype(np.int32)
+    write_idx(paths.raw("tiny") / paths.WRITERS, table)
+    preprocess.main("tiny")
+    by = {image.tobytes(): who for image, who in zip(train.images, writers, strict=True)}
+    sides = [
+        {by[image.tobytes()] for image in map_split(paths.prepared("tiny", name)).images}
+        for name in ("train", "validation")
+    ]
+    assert not sides[0] & sides[1]
+    assert (len(sides[0]), len(sides[1])) == (9, 3)
+    hashes = json.loads(paths.summary("tiny").read_text())["sha256"]
+    assert hashes[paths.WRITERS] == sha256(paths.raw("tiny") / paths.WRITERS)
+
+
+def test_writers_that_are_not_there_are_one_clear_line(project: Path) -> None:
+    """If the file of the writers is missing, the stage names it in one line."""
+    set_preprocess(project, validation_size=30, writers={})
+    download.main("tiny")
+    assert_one_clear_line(
+        run_stage("preprocess", "tiny", cwd=project), "data/raw/tiny/train_writers: cannot be read"
+    )
+    assert not (project / "data/prepared").exists()
+
+
+def test_a_data_set_in_colour_with_named_classes_is_one_entry(project: Path) -> None:
+    """Colours, offsets and names of classes need settings of the data set and no code."""
+
+    def change(params: Any) -> None:
+        params["datasets"]["tiny"] |= {
+            "classes": ["cat", "dog"],
+            "preprocess": {
+                "validation_size": 20,
+                "images": {"layout": "NCHW", "range": [0, 1]},
+                "labels": {"offset": 1},
+            },
+        }
+
+    edit_params(project / "params.yaml", change)
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (80, 3, 6, 5), dtype=np.uint8)
+    labels = np.arange(80, dtype=np.uint8) % 2
+    for part in ("train", "test"):
+        write_idx(paths.raw("tiny") / f"{part}_images", (pixels / 255).astype(np.float32))
+        write_idx(paths.raw("tiny") / f"{part}_labels", labels + 1)
+    preprocess.main("tiny")
+    test = map_split(paths.prepared("tiny", "test"))
+    np.testing.assert_array_equal(test.images, np.moveaxis(pixels, 1, -1))
+    np.testing.assert_array_equal(test.labels, labels)
+    assert json.loads(paths.summary("tiny").read_text())["image_shape"] == [6, 5, 3]

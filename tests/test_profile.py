@@ -71,6 +71,24 @@ def test_nothing_needs_to_be_trained(prepared: Path) -> None:
     assert not (prepared / "models").exists()
 
 
+def test_a_batch_norm_is_measured_in_training_and_folded_in_evaluation(prepared: Path) -> None:
+    """A variant with batch norms, for classes with names, is measured as it trains and evaluates."""
+
+    def change(params: Any) -> None:
+        params["datasets"]["tiny"]["classes"] = ["cat", "dog", "cow"]
+        params["variants"]["tiny_conv"]["layers"] = [
+            {"type": "conv", "filters": 4, "kernel": 3, "activation": "linear"},
+            {"type": "batch_norm"},
+            {"type": "dense", "units": 8},
+            {"type": "batch_norm"},
+        ]
+
+    edit_params(paths.PARAMS, change)
+    figures, _ = run_with(profile={"training_steps": 2})
+    assert figures["training_images_per_second"] > 0
+    assert figures["evaluation_images_per_second"] > 0
+
+
 def test_a_batch_may_be_larger_than_the_test_set(prepared: Path) -> None:
     """Training is timed with the variant's own batches, however small the test set is."""
     description = describe(network({"type": "dense", "units": 4}), (12, 12, 1), classes=3)

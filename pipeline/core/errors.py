@@ -7,6 +7,8 @@ PipelineError
 ├── ModelError       a network cannot be built, or a model file cannot be read
 ├── TrainingError    training cannot start, or diverged
 ├── EvaluationError  the test set cannot be evaluated
+├── ExportError      an exported model does not do what the model does
+├── PictureError     a picture cannot be read, or has nothing on it
 ├── OutputError      a result cannot be written
 └── InputsChanged    code or params were edited while a stage ran
 """
@@ -43,6 +45,14 @@ class TrainingError(PipelineError):
 
 class EvaluationError(PipelineError):
     """The test set cannot be evaluated."""
+
+
+class ExportError(PipelineError):
+    """An exported model does not do what the model does."""
+
+
+class PictureError(PipelineError):
+    """A picture cannot be read, or has nothing on it."""
 
 
 class OutputError(PipelineError):

@@ -28,11 +28,12 @@ from pipeline.core import paths
 from pipeline.core.errors import ParamsError, one_line
 
 SECTIONS = (
-    "run", "datasets", "variants", "preprocess", "train", "evaluate", "profile", "report",
-    "runtime",
+    "run", "selection", "record", "datasets", "variants", "ensembles", "preprocess", "train",
+    "evaluate", "profile", "report", "runtime",
 )  # fmt: skip
+LISTS = ("run", "selection", "record")  # what is run together, each by a dvc.yaml of its own
 UNTRACKED = ("runtime",)  # sections that change no result, and so are no dependency
-DATASET_KEYS = ("classes", "download", "preprocess", "train")
+DATASET_KEYS = ("classes", "download", "preprocess", "train", "report", "pictures")
 # Names become file names and stage names, so they may neither leave a folder nor need quoting.
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 # The parser in C, which DVC uses too, crashes on what is nested some 20,000 deep.
@@ -99,10 +100,18 @@ Distinct = Annotated[list[T], Field(min_length=1), AfterValidator(_none_twice)]
 
 
 class Run(Section):
-    """What is run: every data set with every variant."""
+    """What is run together: every data set with every variant, and then with every ensemble."""
 
     datasets: Distinct[str]
     variants: Distinct[str]
+    ensembles: Annotated[list[str], AfterValidator(_none_twice)] = []
+
+
+class Others(Run):
+    """What is run together, beside the first list; it may be nothing."""
+
+    datasets: Annotated[list[str], AfterValidator(_none_twice)]
+    variants: Annotated[list[str], AfterValidator(_none_twice)]
 
 
 class Params:
@@ -117,8 +126,8 @@ class Params:
     ------
     ParamsError
         If the file cannot be read or parsed, has an unknown section or an unknown key of a data
-        set, has a name that is not made of lower-case letters, digits and underscores, or runs a
-        data set or variant that is not in its table.
+        set, has a name that is not made of lower-case letters, digits and underscores, or lists
+        what is not in its table, or a data set in two lists.
     """
 
     def __init__(self, path: Path = paths.PARAMS) -> None:
@@ -136,16 +145,30 @@ class Params:
         for name, row in rows["datasets"].items():
             place = f"datasets.{name}"
             self._refuse_unknown(_table(row, f"{path}: {place}"), DATASET_KEYS, f"{place}.")
-        if "run" not in self.content:
-            return
-        run: Run = self._check("run", self.content["run"], Run)
-        for table, names in run:
-            for name in names:
-                if name not in rows[table]:
+        self.lists: dict[str, Run] = {
+            each: self._check(each, self.content[each], Run if each == LISTS[0] else Others)
+            for each in LISTS
+            if each in self.content
+        }
+        for each, run in self.lists.items():
+            for table, names in run:
+                for name in names:
+                    if name not in rows[table]:
+                        raise ParamsError(
+                            f"{path}: {each}.{table}: there is no {name!r} in {table}; "
+                            f"{nearest(name, rows[table])}"
+                        )
+            for dataset in run.datasets:
+                if self.list_of(dataset) != each:
                     raise ParamsError(
-                        f"{path}: run.{table}: there is no {name!r} in {table}; "
-                        f"{nearest(name, rows[table])}"
+                        f"{path}: {each}.datasets: {dataset!r} is in {self.list_of(dataset)}."
+                        "datasets too, and its results lie in one place; give it a second row, "
+                        "under another name"
                     )
+
+    def list_of(self, dataset: str) -> str:
+        """Return the first of `LISTS` that has a data set; ``run`` if none has it."""
+        return next((each for each, run in self.lists.items() if dataset in run.datasets), "run")
 
     def _rows(self, table: str) -> dict[str, Any]:
         rows = _table(self.content.get(table, {}), f"{self.path}: {table}")

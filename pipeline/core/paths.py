@@ -9,13 +9,14 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 
 ROLES = ("train_images", "train_labels", "test_images", "test_labels")
+WRITERS = "train_writers"  # a fifth file, of some data sets
 SPLITS = ("train", "validation", "test")
 
 RESULTS = Path("results")
 
 
 def raw(dataset: str) -> Path:
-    """Return the folder of a data set's four IDX files, one for each name in `ROLES`."""
+    """Return the folder of a data set's IDX files: each of `ROLES`, and `WRITERS` if known."""
     return Path("data/raw") / dataset
 
 
@@ -47,6 +48,11 @@ def checkpoints(dataset: str, variant: str) -> Path:
     return Path(os.environ.get("ALEXNET_MNIST_CHECKPOINTS", "checkpoints")) / dataset / variant
 
 
+def exports(dataset: str, variant: str) -> Path:
+    """Return the folder of the exported models: one of ONNX and one of TensorFlow per seed."""
+    return Path("exports") / dataset / variant
+
+
 def predictions(dataset: str, variant: str) -> Path:
     """Return the predictions, a row for each test image."""
     return Path("predictions") / dataset / f"{variant}.csv"
@@ -75,6 +81,11 @@ def mistakes(dataset: str, variant: str) -> Path:
 def calibration(dataset: str, variant: str) -> Path:
     """Return the accuracy of the test images by the model's confidence."""
     return RESULTS / dataset / variant / "calibration.csv"
+
+
+def export(dataset: str, variant: str) -> Path:
+    """Return how far the exported models agree with the models."""
+    return RESULTS / dataset / variant / "export.json"
 
 
 def profile(dataset: str, variant: str) -> Path:

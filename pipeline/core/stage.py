@@ -9,6 +9,7 @@ import gc
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -41,18 +42,29 @@ def run_stage(main: Callable[..., None], *arguments: str) -> None:
     for argument in arguments:
         wanted = f"a name from the {argument}s in params.yaml"
         parser.add_argument(f"--{argument}", required=True, metavar="NAME", help=wanted)
-    names = vars(parser.parse_args())
+    run_command(partial(main, **vars(parser.parse_args())), stage)
+
+
+def run_command(main: Callable[[], None], name: str) -> None:
+    """Call `main`; on an error, exit with one line.
+
+    Parameters
+    ----------
+    main : callable
+    name : str
+        The module's, for the line.
+    """
     gc.freeze()  # what was imported stays: the garbage collector need not visit it, even at exit
     show_what_can_be_shown()
     signal.signal(signal.SIGTERM, _end_terminated)
     _code_at_begin.update(imported_code())
     try:
-        main(**names)
+        main()
     except PipelineError as error:
         sys.exit(f"error: {error}")
     except MemoryError:
         sys.exit(
-            f"error: {stage}: out of memory; raise the limit or free some memory, then run it again"
+            f"error: {name}: out of memory; raise the limit or free some memory, then run it again"
         )
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

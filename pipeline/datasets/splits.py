@@ -1,4 +1,4 @@
-"""Prepared splits on disk: uint8 images (n, height, width, 1) and labels (n,), as .npy files."""
+"""Prepared splits on disk: uint8 .npy files of images (n, height, width, channels) and labels."""
 
 import math
 import warnings
@@ -10,12 +10,32 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import PlainValidator
 
 from pipeline.core.errors import DataError, one_line
 from pipeline.core.files import whole_file
+from pipeline.core.params import shortened
 
-Classes = Annotated[int, Field(ge=2, le=256)]  # a label is one byte
+MOST_CLASSES = 256  # a label is one byte
+
+
+def _classes(value: object) -> int | list[str]:
+    if isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= MOST_CLASSES:
+        return value
+    if isinstance(value, list) and 2 <= len(value) <= MOST_CLASSES:
+        if all(isinstance(name, str) and name for name in value):
+            if len(set(value)) == len(value):
+                return value
+            raise ValueError("expected the name of each class once")
+        raise ValueError("expected a name for each class; put numbers into quotes")
+    raise ValueError(
+        f"expected the number of classes, 2 to {MOST_CLASSES}, or a list of as many names, "
+        f"received {shortened(value)}"
+    )
+
+
+# How many classes there are, or their names.
+Classes = Annotated[int | list[str], PlainValidator(_classes)]
 
 REMEDY = "run the preprocess stage again"
 # NumPy reads a header with Python's own parser, whose errors it lets through.
@@ -24,8 +44,13 @@ HEADER_ERRORS = (
 )  # fmt: skip
 
 
+def class_names(classes: int | list[str]) -> list[str]:
+    """Return the name of each class; it is the label itself if only their number is given."""
+    return classes if isinstance(classes, list) else [str(label) for label in range(classes)]
+
+
 class Split(NamedTuple):
-    """Images of shape (n, height, width, 1) and their labels of shape (n,), both uint8."""
+    """Images of shape (n, height, width, channels) and their labels of shape (n,), both uint8."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -43,7 +68,7 @@ def split_writer(
     count : int
         The number of images in all pieces.
     image_shape : tuple of int
-        (height, width, 1).
+        (height, width, channels).
 
     Yields
     ------
@@ -85,6 +110,8 @@ def map_split(folder: Path) -> Split:
     """
     with SplitReader(folder) as reader:
         shapes = {"images": reader.image_shape, "labels": ()}
+        if not len(reader):  # nothing can be mapped
+            return Split(np.empty((0, *reader.image_shape), np.uint8), np.empty(0, np.uint8))
     return Split(
         *(
             np.memmap(
@@ -134,7 +161,7 @@ class SplitReader(AbstractContextManager["SplitReader"]):
         if len(shapes["images"]) != 4 or shapes["labels"] != shapes["images"][:1]:
             self.close()
             raise DataError(
-                f"{folder}: expected images (n, height, width, 1) and labels (n,), received "
+                f"{folder}: expected images (n, height, width, channels) and labels (n,), received "
                 f"{shapes['images']} and {shapes['labels']}; {REMEDY}"
             )
 
@@ -176,7 +203,7 @@ class SplitReader(AbstractContextManager["SplitReader"]):
         file = self.files[name]
         with _reading(self.folder):
             file.seek(self.offsets[name] + start * int(np.prod(shape, dtype=np.int64)))
-            received = file.readinto(array.data.cast("B"))
+            received = file.readinto(array.data.cast("B")) if array.size else 0
         if received != array.nbytes:
             raise DataError(f"{self.folder / name}.npy: ended early; {REMEDY}")
         return array

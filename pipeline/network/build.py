@@ -4,13 +4,15 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from pipeline.core.errors import ModelError
 from pipeline.core.params import Section
+from pipeline.network import kernels
 from pipeline.network.framework import keras
-from pipeline.network.kernels import Conv2D, LocalResponseNormalization
 from pipeline.network.layers import (
+    Affine,
+    BatchNorm,
     Conv,
     Dense,
     Dropout,
@@ -27,14 +29,19 @@ PIXEL_MAX = 255
 
 
 class Description(Section):
-    """All that is needed to build a network; the header of a model file."""
+    """All that is needed to build a network, and to read its answers; the header of a model file.
 
-    format: int = Field(default=1, ge=1, le=1)
+    Logits are divided by the ``temperature`` before they are taken for log-probabilities.
+    """
+
+    format: int = Field(default=2, ge=1, le=2)
     dataset: str
     variant: str
     image_shape: list[int] = Field(min_length=3, max_length=3)
     classes: int = Field(ge=2)
     network: Network
+    class_names: list[str] | None = None
+    temperature: PositiveFloat = 1.0
 
     def place_layers(self) -> list[PlacedLayer]:
         """Return the network's layers with their output shapes."""
@@ -42,7 +49,7 @@ class Description(Section):
 
     @property
     def parameters(self) -> int:
-        """The number of weights and biases."""
+        """The number of weights and biases that are trained."""
         return sum(place.parameters for place in self.place_layers())
 
 
@@ -84,13 +91,15 @@ def build(description: Description, *, seed: int = 0, precision: str = "float32"
         x = _weight_layer(layer)(
             name=name,
             activation=layer.activation,
+            use_bias=place.bias,
             kernel_initializer=_initializer(description.network.initializer, layer_seed),
             dtype="float32" if place is placed[-1] else policy,
         )(x)
     network = keras.Model(inputs, x, name=description.variant)
-    if network.count_params() != description.parameters:
+    built = sum(weight.value.shape.num_elements() for weight in network.trainable_variables)
+    if built != description.parameters:
         raise ModelError(
-            f"{description.variant}: Keras built {network.count_params():,} parameters, expected "
+            f"{description.variant}: Keras built {built:,} parameters, expected "
             f"{description.parameters:,}; install the locked version of Keras: make setup"
         )
     return network
@@ -122,7 +131,7 @@ def _weight_layer(layer: Conv | Dense) -> partial[keras.layers.Layer]:
     if isinstance(layer, Dense):
         return partial(keras.layers.Dense, layer.units)
     return partial(
-        Conv2D,
+        kernels.Conv2D,
         layer.filters,
         layer.kernel,
         strides=layer.stride,
@@ -131,7 +140,7 @@ def _weight_layer(layer: Conv | Dense) -> partial[keras.layers.Layer]:
 
 
 def _plain_layer(
-    layer: Pool | LocalResponseNorm | Dropout, seed: int
+    layer: Pool | LocalResponseNorm | BatchNorm | Affine | Dropout, seed: int
 ) -> partial[keras.layers.Layer]:
     match layer:
         case Pool():
@@ -144,8 +153,18 @@ def _plain_layer(
             )
         case LocalResponseNorm():
             return partial(
-                LocalResponseNormalization, layer.depth_radius, layer.bias, layer.alpha, layer.beta
+                kernels.LocalResponseNormalization,
+                layer.depth_radius,
+                layer.bias,
+                layer.alpha,
+                layer.beta,
             )
+        case BatchNorm():
+            return partial(
+                kernels.BatchNormalization, layer.momentum, layer.epsilon, layer.activation
+            )
+        case Affine():
+            return partial(kernels.Affine, layer.activation)
         case Dropout():
             return partial(keras.layers.Dropout, layer.rate, seed=seed)
 

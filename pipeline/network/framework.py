@@ -27,11 +27,12 @@ def absent(*packages: str) -> Iterator[None]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Let the garbage collector wait."""
+    """Let the garbage collector wait, and then never visit what was made."""
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import EvaluationError
 from pipeline.datasets.splits import Split, SplitReader
+from pipeline.network import storage
 from pipeline.network.build import LoadedModel
 from pipeline.network.chunks import Evaluate, bytes_per_image, largest_chunk
+from pipeline.network.device import find_device
 from pipeline.network.framework import keras, tf
+from pipeline.network.parts import count_parts, forward_in_parts
 
 # oneDNN's kernels report running out of memory as an AbortedError; dnnl_out_of_memory is 1.
 ONEDNN_OUT_OF_MEMORY = "Status: 1,"
@@ -25,6 +29,26 @@ class Chunk(NamedTuple):
     logits: NDArray[np.float32]
 
 
+def load_for(reader: SplitReader, path: Path, precision: str) -> LoadedModel:
+    """Return the model in a file, for the images of a split.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read.
+    EvaluationError
+        If it takes images of another shape.
+    """
+    loaded = storage.load(path, precision)
+    expected = tuple(loaded.description.image_shape)
+    if expected != reader.image_shape:
+        raise EvaluationError(
+            f"{path}: expects images of {expected}, the test images are {reader.image_shape}; "
+            "train it again on this data set"
+        )
+    return loaded
+
+
 def choose_chunk_size(loaded: LoadedModel, settings: Evaluate, images: int) -> int:
     """Return how many of a test set's images to put in a chunk.
 
@@ -36,6 +60,12 @@ def choose_chunk_size(loaded: LoadedModel, settings: Evaluate, images: int) -> i
     if settings.chunk_size == "auto":
         return min(images, largest_chunk(memory_per_image(loaded), settings.memory_budget_mb))
     return min(images, settings.chunk_size)
+
+
+def forward_of(loaded: LoadedModel, chunk_size: int) -> "ChunkedForward":
+    """Return what passes chunks through a model, as fits it and this device."""
+    parts = count_parts(loaded.description, find_device())
+    return ChunkedForward(loaded.network, chunk_size, memory_per_image(loaded), parts)
 
 
 def memory_per_image(loaded: LoadedModel) -> int:
@@ -73,10 +103,15 @@ class ChunkedForward:
         Images at once; halved when memory runs out.
     image_bytes : int
         Memory for one image, from `bytes_per_image`.
+    parts : int
+        In how many parts to compute a chunk, if it can be divided by them.
     """
 
-    def __init__(self, network: keras.Model, chunk_size: int, image_bytes: int) -> None:
+    def __init__(
+        self, network: keras.Model, chunk_size: int, image_bytes: int, parts: int = 1
+    ) -> None:
         self.network = network
+        self.parts = parts
         self.chunk_size = chunk_size
         self.image_bytes = image_bytes
         self.backoffs = 0
@@ -132,7 +167,7 @@ class ChunkedForward:
 
         @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)])
         def forward(images: tf.Tensor) -> tf.Tensor:
-            return self.network(images, training=False)
+            return forward_in_parts(self.network, images, self.parts)
 
         compiled: Callable[[NDArray[np.uint8]], tf.Tensor] = forward
         return compiled

@@ -4,6 +4,7 @@ Shapes and numbers of parameters are computed here without TensorFlow, so that a
 be built is rejected before TensorFlow is loaded.
 """
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
@@ -49,6 +50,26 @@ class LocalResponseNorm(Section):
     beta: PositiveFloat
 
 
+class BatchNorm(Section):
+    """Batch normalisation of each channel, and an activation; S. Ioffe and C. Szegedy, 2015.
+
+    Training normalises with a batch's own mean and variance, and keeps running means of them, which
+    weigh the past with ``momentum``.
+    """
+
+    type: Literal["batch_norm"]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    epsilon: PositiveFloat = 1e-3
+    activation: Activation = "relu"
+
+
+class Affine(Section):
+    """A scale and a shift for each channel, and an activation: what a trained batch norm is."""
+
+    type: Literal["affine"]
+    activation: Activation
+
+
 class Dropout(Section):
     """Sets a share of the values to zero while training."""
 
@@ -64,7 +85,10 @@ class Dense(Section):
     activation: Activation = "relu"
 
 
-Layer = Annotated[Conv | Pool | LocalResponseNorm | Dropout | Dense, Field(discriminator="type")]
+Layer = Annotated[
+    Conv | Pool | LocalResponseNorm | BatchNorm | Affine | Dropout | Dense,
+    Field(discriminator="type"),
+]
 
 
 class Initializer(Section):
@@ -113,12 +137,26 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class PlacedLayer:
-    """A layer named as in the AlexNet paper, with its output shape and number of parameters."""
+    """A layer named as in the AlexNet paper, with its output shape and number of parameters.
+
+    ``bias`` tells whether a weight layer has one: in front of a batch norm, which would subtract
+    it, a linear one has none.
+    """
 
     name: str
     layer: Layer
     shape: Shape
     parameters: int
+    bias: bool = True
+
+    @property
+    def multiply_adds(self) -> int:
+        """The multiplications, each with an addition, that one image takes in a weight layer."""
+        if not isinstance(self.layer, Conv | Dense):
+            return 0
+        return (self.parameters - self.bias * self.shape.channels) * (
+            self.shape.height * self.shape.width
+        )
 
 
 def place_layers(network: Network, image_shape: Shape, classes: int) -> list[PlacedLayer]:
@@ -143,13 +181,22 @@ def place_layers(network: Network, image_shape: Shape, classes: int) -> list[Pla
     """
     side = network.input_size
     shape = Shape(side, side, image_shape.channels) if side else image_shape
-    names = {"conv": "conv", "dense": "fc", "max_pool": "pool", "average_pool": "pool"}
+    names = {
+        "conv": "conv", "dense": "fc", "max_pool": "pool", "average_pool": "pool",
+        "batch_norm": "norm",
+    }  # fmt: skip
     classifier = Dense(type="dense", units=classes, activation="linear")
     placed: list[PlacedLayer] = []
     number, flat = 0, False
     taken: Counter[str] = Counter()
-    for layer in [*network.layers, classifier]:
+    layers = [*network.layers, classifier]
+    for layer, following in itertools.zip_longest(layers, layers[1:]):
         parameters = 0
+        bias = not (
+            isinstance(layer, Conv | Dense)
+            and layer.activation == "linear"
+            and isinstance(following, BatchNorm)
+        )
         number += layer.type in ("conv", "dense")
         name = f"{names.get(layer.type, layer.type)}{number}"
         taken[name] += 1
@@ -161,16 +208,18 @@ def place_layers(network: Network, image_shape: Shape, classes: int) -> list[Pla
                 "move it up"
             )
         if isinstance(layer, Conv):
-            parameters = (layer.kernel**2 * shape.channels + 1) * layer.filters
+            parameters = (layer.kernel**2 * shape.channels + bias) * layer.filters
             height, width = _slide(name, shape, layer.kernel, layer)
             shape = Shape(height, width, layer.filters)
         elif isinstance(layer, Pool):
             height, width = _slide(name, shape, layer.size, layer)
             shape = Shape(height, width, shape.channels)
         elif isinstance(layer, Dense):
-            parameters = (shape.size + 1) * layer.units
+            parameters = (shape.size + bias) * layer.units
             shape, flat = Shape(1, 1, layer.units), True
-        placed.append(PlacedLayer(name, layer, shape, parameters))
+        elif isinstance(layer, BatchNorm | Affine):
+            parameters = 2 * shape.channels
+        placed.append(PlacedLayer(name, layer, shape, parameters, bias))
     return placed
 
 

@@ -6,8 +6,10 @@ the image shape and the classes.
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -17,15 +19,13 @@ from pydantic import ValidationError
 from pipeline.core.errors import ModelError, one_line
 from pipeline.core.files import whole_file
 from pipeline.network.build import Description, LoadedModel, build_for_inference
+from pipeline.network.folding import fold
 from pipeline.network.framework import keras
 
 HEADER_KEY = "alexnet_mnist"
 SEED_FILE = re.compile(r"seed_(\d+)\.safetensors")
 FLOAT32_BYTES = 4
-
-
-def _weights(network: keras.Model) -> dict[str, keras.Variable]:
-    return {weight.path: weight for weight in network.trainable_variables}
+REMEDY = "train it again"
 
 
 def trained_seeds(folder: Path) -> list[int]:
@@ -51,19 +51,31 @@ def remove_all(folder: Path) -> None:
 
 
 def save(path: Path, network: keras.Model, description: Description) -> None:
-    """Write weights and description to `path`; equal ones give equal bytes.
+    """Write a trained network, its batch norms folded, to `path`; equal ones give equal bytes.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    weights = {name: np.asarray(weight) for name, weight in _weights(network).items()}
+    folded, weights = fold(network, description)
     # A single key, since safetensors does not keep the order of several.
-    header = {HEADER_KEY: description.model_dump_json()}
+    header = {HEADER_KEY: folded.model_dump_json()}
     content = safetensors.numpy.save(weights, metadata=header)
     with whole_file(path) as file:
         file.write(content)
+
+
+def describe(path: Path) -> Description:
+    """Return the description of the model in a file.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing or corrupt, or was not written by `save`.
+    """
+    with _reading(path), safetensors.safe_open(path, "numpy") as file:
+        return _header(path, file)
 
 
 def load(path: Path, precision: str = "float32") -> LoadedModel:
@@ -80,34 +92,38 @@ def load(path: Path, precision: str = "float32") -> LoadedModel:
     ModelError
         If the file is missing or corrupt, or was not written by `save`.
     """
-    remedy = "train it again"
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            header = (file.metadata() or {}).get(HEADER_KEY)
-            if header is None:
+    with _reading(path), safetensors.safe_open(path, "numpy") as file:
+        description = _header(path, file)
+        if description.parameters * FLOAT32_BYTES > path.stat().st_size:  # or too large for memory
+            raise ModelError(f"{path}: is too short for its {description.parameters:,} weights")
+        loaded = build_for_inference(description, precision)
+        weights = {weight.path: weight for weight in loaded.network.trainable_variables}
+        if set(file.keys()) != set(weights):
+            raise ModelError(f"{path}: its weights do not match its layers; {REMEDY}")
+        for name, weight in weights.items():
+            array = file.get_tensor(name)
+            if array.shape != tuple(weight.shape) or array.dtype != np.float32:
                 raise ModelError(
-                    f"{path}: has no {HEADER_KEY!r} header: is it from another project?"
+                    f"{path}: {name}: expected float32 of shape {tuple(weight.shape)}, "
+                    f"received {array.dtype} of shape {array.shape}; {REMEDY}"
                 )
-            description = Description.model_validate(json.loads(header))
-            if (
-                description.parameters * FLOAT32_BYTES > path.stat().st_size
-            ):  # or too large for memory
-                raise ModelError(f"{path}: is too short for its {description.parameters:,} weights")
-            loaded = build_for_inference(description, precision)
-            weights = _weights(loaded.network)
-            if set(file.keys()) != set(weights):
-                raise ModelError(f"{path}: its weights do not match its layers; {remedy}")
-            for name, weight in weights.items():
-                array = file.get_tensor(name)
-                if array.shape != tuple(weight.shape) or array.dtype != np.float32:
-                    raise ModelError(
-                        f"{path}: {name}: expected float32 of shape {tuple(weight.shape)}, "
-                        f"received {array.dtype} of shape {array.shape}; {remedy}"
-                    )
-                weight.assign(array)
+            weight.assign(array)
+    return loaded
+
+
+def _header(path: Path, file: Any) -> Description:
+    header = (file.metadata() or {}).get(HEADER_KEY)
+    if header is None:
+        raise ModelError(f"{path}: has no {HEADER_KEY!r} header: is it from another project?")
+    return Description.model_validate(json.loads(header))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read as a model ({error}); {remedy}") from error
+        raise ModelError(f"{path}: cannot be read as a model ({error}); {REMEDY}") from error
     except (ValidationError, ValueError) as error:
         reason = one_line(error)
-        raise ModelError(f"{path}: its description is damaged ({reason}); {remedy}") from error
-    return loaded
+        raise ModelError(f"{path}: its description is damaged ({reason}); {REMEDY}") from error

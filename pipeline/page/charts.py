@@ -112,7 +112,7 @@ def learning_curves(table: pd.DataFrame, variants: Sequence[str], value: str, ti
 def calibration(table: pd.DataFrame, variants: Sequence[str]) -> str:
     """Draw accuracy against confidence; a perfectly calibrated model lies on the diagonal.
 
-    The table has the columns variant, seed, confidence, accuracy and images.
+    The table has the columns variant, seed, calibrated (0 or 1), confidence, accuracy and images.
     """
     share = {"scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 5}}
     diagonal = {
@@ -126,11 +126,16 @@ def calibration(table: pd.DataFrame, variants: Sequence[str]) -> str:
         "detail": {"field": "seed", "type": "nominal"},
         **series_channels(variants),
     }
+    before, after = ({"filter": f"datum.calibrated == {each}"} for each in (0, 1))
+    faint = {"mark": {"type": "line", "strokeWidth": 1, "opacity": 0.35}, "encoding": channels}
     size = {
         "field": "images", "type": "quantitative", "legend": None,
         "scale": {"type": "sqrt", "range": [12, 120]},
     }  # fmt: skip
-    return draw(table, diagonal, *lines_and_points(channels, opacity=0.5, size=size))
+    calibrated = lines_and_points(channels, opacity=0.7, size=size)
+    layers = [{**faint, "transform": [before]}]
+    layers += [{**each, "transform": [after]} for each in calibrated]
+    return draw(table, diagonal, *layers)
 
 
 def memory(table: pd.DataFrame, variants: Sequence[str], budget_mb: float) -> str:

@@ -37,7 +37,8 @@ def figure(svg: str, caption: str, shows: str, values: str = "") -> dict[str, st
 
 
 def picture(image: NDArray[np.uint8]) -> str:
-    """Return an image of shape (height, width, 1) as a PNG in a data URL."""
+    """Return an image of shape (height, width, 1 or 3) as a PNG in a data URL."""
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
     content = io.BytesIO()
-    Image.fromarray(image[..., 0]).save(content, "PNG", optimize=True)
+    Image.fromarray(pixels).save(content, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from pipeline.core.errors import DataError
+from pipeline.scores.ensembles import Ensemble
 from pipeline.scores.load import Result
 from pipeline.scores.predictions import Predictions
 from pipeline.scores.revisions import Key, Measured, Revisions
@@ -54,6 +55,35 @@ def compare_pairs(results: Sequence[Result]) -> list[Pair]:
         Pair(first.variant, second.variant, paired, p)
         for (first, second), paired, p in zip(couples, compared, adjusted, strict=True)
     ]
+
+
+class BestMember(NamedTuple):
+    """An ensemble compared with the member that makes the fewest errors, image by image."""
+
+    ensemble: str
+    models: int
+    member: str
+    errors: int
+    paired: Paired
+
+
+def compare_with_members(
+    result: Result, ensemble: Ensemble, members: Sequence[Result]
+) -> BestMember:
+    """Compare an ensemble's `result` with its best member, of the `members`' results."""
+    by_name = {each.variant: each.predictions for each in members}
+    mistakes = {
+        f"{variant}, seed {seed}": by_name[variant].mistakes_of(seed)
+        for variant, seed in ensemble.models
+    }
+    best = min(mistakes, key=lambda name: len(mistakes[name]))
+    wrong = result.predictions.first_mistakes
+    fixed, broken = sorted(mistakes[best] - wrong), sorted(wrong - mistakes[best])
+    difference = paired_difference(result.predictions.test_images, len(fixed), len(broken))
+    return BestMember(
+        result.variant, len(mistakes), best, len(mistakes[best]),
+        Paired(difference, fixed, broken, over_seeds=False),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

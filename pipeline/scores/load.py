@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import pandas as pd
 
 from pipeline.core import paths
 from pipeline.core.errors import DataError, one_line
+from pipeline.scores.ensembles import ONLY_SEED
 from pipeline.scores.predictions import Predictions, read_mistakes, read_table
 
 CURVE = {"seed": "int64", "epoch": "float64", "loss": "float64", "accuracy": "float64"}
 CALIBRATION = {
-    "seed": "int64", "confidence": "float64", "accuracy": "float64", "images": "int64",
+    "seed": "int64", "calibrated": "int64", "confidence": "float64", "accuracy": "float64",
+    "images": "int64",
 }  # fmt: skip
 MEMORY = {"images": "int64", "peak_memory_mb": "float64"}
 RERUN = "; run the stage that writes it again"
@@ -24,26 +26,27 @@ RERUN = "; run the stage that writes it again"
 
 @dataclass(frozen=True)
 class Result:
-    """A variant's results on a data set, as the stages wrote them.
+    """A variant's or an ensemble's results on a data set, as the stages wrote them.
 
     The curves have the columns of `CURVE`, ``calibration`` those of `CALIBRATION`, a row for each
-    seed and bin, and ``memory`` those of `MEMORY`.
+    seed and bin, and ``memory`` those of `MEMORY`. An ensemble was not trained and not profiled:
+    it has no such tables.
     """
 
     variant: str
-    training: dict[str, Any]
     metrics: dict[str, Any]
-    profile: dict[str, Any]
     predictions: Predictions
-    training_curve: pd.DataFrame
-    validation_curve: pd.DataFrame
     calibration: pd.DataFrame
-    memory: pd.DataFrame
+    training: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict)
+    training_curve: pd.DataFrame = field(default_factory=pd.DataFrame)
+    validation_curve: pd.DataFrame = field(default_factory=pd.DataFrame)
+    memory: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def seeds(self) -> int:
-        """The number of trainings."""
-        return len(self.training["seeds"])
+        """The number of trainings; 1 of an ensemble."""
+        return len(self.predictions.images)
 
 
 def load_result(dataset: str, variant: str, labels: Sequence[int]) -> Result:
@@ -64,14 +67,25 @@ def load_result(dataset: str, variant: str, labels: Sequence[int]) -> Result:
     training = load_json(paths.training(*key))
     return Result(
         variant,
-        training,
         load_json(paths.metrics(*key)),
-        load_json(paths.profile(*key)),
         load_mistakes(paths.mistakes(*key), training["seeds"], labels),
-        _load_table(paths.curve(*key, "train"), CURVE),
-        _load_table(paths.curve(*key, "validation"), CURVE),
         _load_table(paths.calibration(*key), CALIBRATION),
+        training,
+        load_json(paths.profile(*key)),
+        load_curve(paths.curve(*key, "train")),
+        load_curve(paths.curve(*key, "validation")),
         _load_table(paths.memory(*key), MEMORY),
+    )
+
+
+def load_ensemble(dataset: str, ensemble: str, labels: Sequence[int]) -> Result:
+    """Return an ensemble's results on a data set; parameters and errors as of `load_result`."""
+    key = dataset, ensemble
+    return Result(
+        ensemble,
+        load_json(paths.metrics(*key)),
+        load_mistakes(paths.mistakes(*key), [ONLY_SEED], labels),
+        _load_table(paths.calibration(*key), CALIBRATION),
     )
 
 
@@ -88,6 +102,11 @@ def load_mistakes(path: Path, seeds: Sequence[int], labels: Sequence[int]) -> Pr
     """Return a variant's predictions, from its table of mistakes."""
     with _reading(path) as text:
         return read_mistakes(io.StringIO(text), seeds, labels)
+
+
+def load_curve(path: Path) -> pd.DataFrame:
+    """Return a learning curve, with the columns of `CURVE`."""
+    return _load_table(path, CURVE)
 
 
 def _load_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:

@@ -14,15 +14,77 @@ from scipy.special import log_softmax
 CALIBRATION_BINS = 15
 
 
-class Totals:
-    """The running totals of a test set."""
+class Reliability:
+    """How far the probabilities that a model gives can be believed: running totals."""
 
-    def __init__(self, classes: int) -> None:
-        self.confusion = np.zeros((classes, classes), np.int64)  # [label, prediction]
+    def __init__(self) -> None:
         self.negative_log_likelihood = 0.0
-        self.bin_images = np.zeros(CALIBRATION_BINS, np.int64)
-        self.bin_correct = np.zeros(CALIBRATION_BINS, np.int64)
-        self.bin_confidence = np.zeros(CALIBRATION_BINS, np.float64)
+        self.images = np.zeros(CALIBRATION_BINS, np.int64)
+        self.correct = np.zeros(CALIBRATION_BINS, np.int64)
+        self.confidence = np.zeros(CALIBRATION_BINS, np.float64)
+
+    def add(
+        self, log_probabilities: NDArray[np.float64], labels: NDArray[np.integer[Any]]
+    ) -> NDArray[np.float64]:
+        """Add a chunk, and return the confidences: the probability of the most likely class.
+
+        Parameters
+        ----------
+        log_probabilities : array of shape (n, classes)
+        labels : array of integers, shape (n,)
+
+        Returns
+        -------
+        array of float64, shape (n,)
+        """
+        confidences: NDArray[np.float64] = np.exp(log_probabilities.max(axis=1))
+        self.negative_log_likelihood -= float(
+            log_probabilities[np.arange(len(labels)), labels].sum()
+        )
+        # Bins (0, 1/15], (1/15, 2/15] …, as Guo et al. define them.
+        bins = np.ceil(confidences * CALIBRATION_BINS).astype(np.int64) - 1
+        bins = bins.clip(0, CALIBRATION_BINS - 1)
+        np.add.at(self.images, bins, 1)
+        np.add.at(self.correct, bins, log_probabilities.argmax(axis=1) == labels)
+        np.add.at(self.confidence, bins, confidences)
+        return confidences
+
+    def metrics(self) -> dict[str, float]:
+        """Return the mean loss (nats) and the expected calibration error.
+
+        The error is the mean gap between confidence and accuracy, over bins weighted by their size.
+        Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 5.
+        """
+        n = self.images.sum()
+        return {
+            # Six decimals, which do not depend on the size of the chunks that are summed.
+            "nll": round(self.negative_log_likelihood / int(n), 6),
+            "ece": round(float(np.abs(self.correct - self.confidence).sum() / n), 6),
+        }
+
+    def curve(self) -> Iterator[tuple[float, float, int]]:
+        """Yield mean confidence, accuracy and number of images of each bin that has images."""
+        for images, correct, confidence in zip(
+            self.images, self.correct, self.confidence, strict=True
+        ):
+            if images:
+                yield float(confidence / images), float(correct / images), int(images)
+
+
+class Totals:
+    """The running totals of a test set.
+
+    Parameters
+    ----------
+    classes : int
+    temperature : float
+        What divides the logits to calibrate the probabilities.
+    """
+
+    def __init__(self, classes: int, temperature: float = 1.0) -> None:
+        self.temperature = temperature
+        self.confusion = np.zeros((classes, classes), np.int64)  # [label, prediction]
+        self.raw, self.calibrated = Reliability(), Reliability()
 
     def add(
         self, logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]
@@ -39,20 +101,13 @@ class Totals:
         predictions : array of int64, shape (n,)
             The most likely class; the first one if several are equally likely.
         confidences : array of float64, shape (n,)
-            Its probability.
+            Its calibrated probability.
         """
-        log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
-        predictions = log_probabilities.argmax(axis=1)
-        confidences = np.exp(log_probabilities.max(axis=1))
-        rows = np.arange(len(labels))
+        wide = logits.astype(np.float64)
+        predictions = wide.argmax(axis=1)
         np.add.at(self.confusion, (labels, predictions), 1)
-        self.negative_log_likelihood -= float(log_probabilities[rows, labels].sum())
-        # Bins (0, 1/15], (1/15, 2/15] …, as Guo et al. define them.
-        bins = np.ceil(confidences * CALIBRATION_BINS).astype(np.int64) - 1
-        bins = bins.clip(0, CALIBRATION_BINS - 1)
-        np.add.at(self.bin_images, bins, 1)
-        np.add.at(self.bin_correct, bins, predictions == labels)
-        np.add.at(self.bin_confidence, bins, confidences)
+        self.raw.add(log_softmax(wide, axis=1), labels)
+        confidences = self.calibrated.add(log_softmax(wide / self.temperature, axis=1), labels)
         return predictions, confidences
 
     @property
@@ -71,30 +126,24 @@ class Totals:
         return self.n - self.errors <= int(self.confusion.sum(axis=1).max())
 
     @property
-    def expected_calibration_error(self) -> float:
-        """The mean gap between confidence and accuracy, over bins weighted by their size.
-
-        Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 5.
-        """
-        return float(np.abs(self.bin_correct - self.bin_confidence).sum() / self.n)
+    def balanced_accuracy(self) -> float:
+        """The mean recall of the classes that have images."""
+        images = self.confusion.sum(axis=1)
+        known = images > 0
+        return float((self.confusion.diagonal()[known] / images[known]).mean())
 
     def metrics(self) -> dict[str, float | int]:
-        """Return counts, accuracy, mean loss (nats) and calibration error."""
+        """Return counts, accuracies, and loss and calibration error before and after scaling."""
+        calibrated = self.calibrated.metrics()
         return {
             "n": self.n,
             "errors": self.errors,
             "accuracy": (self.n - self.errors) / self.n,
-            # Six decimals, which do not depend on the size of the chunks that are summed.
-            "nll": round(self.negative_log_likelihood / self.n, 6),
-            "ece": round(self.expected_calibration_error, 6),
+            "balanced_accuracy": round(self.balanced_accuracy, 8),
+            **self.raw.metrics(),
+            "temperature": self.temperature,
+            **{f"calibrated_{name}": value for name, value in calibrated.items()},
         }
-
-    def calibration(self) -> Iterator[tuple[float, float, int]]:
-        """Yield mean confidence, accuracy and number of images of each bin that has images."""
-        bins = (self.bin_images, self.bin_correct, self.bin_confidence)
-        for images, correct, confidence in zip(*bins, strict=True):
-            if images:
-                yield float(confidence / images), float(correct / images), int(images)
 
 
 def over_seeds(figures: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
@@ -106,14 +155,17 @@ def over_seeds(figures: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     first, *others = figures.values()
     if not others:
         return dict(first)
-    values = {name: [each[name] for each in figures.values()] for name in first}
+
+    def mean(name: str) -> float:
+        return round(statistics.mean(each[name] for each in figures.values()), 8)
+
+    accuracies = [each["accuracy"] for each in figures.values()]
     return {
         "n": first["n"],
-        "errors": round(statistics.mean(values["errors"]), 3),
-        "accuracy": round(statistics.mean(values["accuracy"]), 8),
-        "accuracy_deviation": round(statistics.stdev(values["accuracy"]), 8),
-        "nll": round(statistics.mean(values["nll"]), 6),
-        "ece": round(statistics.mean(values["ece"]), 6),
+        "errors": round(mean("errors"), 3),
+        "accuracy": mean("accuracy"),
+        "accuracy_deviation": round(statistics.stdev(accuracies), 8),
+        **{name: round(mean(name), 6) for name in first if name not in ("n", "errors", "accuracy")},
         "by_seed": {
             str(seed): {name: each[name] for name in each if name != "n"}
             for seed, each in figures.items()

@@ -3,7 +3,7 @@
 Tables are read block by block; of the correct predictions only counts are kept.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -53,8 +53,20 @@ class Predictions:
     @property
     def first_mistakes(self) -> set[int]:
         """The indices of the images that the first seed misclassifies."""
-        first = self.mistakes["seed"] == next(iter(self.images))
-        return set(self.mistakes["index"][first].tolist())
+        return self.mistakes_of(next(iter(self.images)))
+
+    def mistakes_of(self, seed: int) -> set[int]:
+        """Return the indices of the images that a seed misclassifies."""
+        return set(self.mistakes["index"][self.mistakes["seed"] == seed].tolist())
+
+    def errors_among(self, first: int, stop: int, left_out: Collection[int] = ()) -> float:
+        """Return the mistakes among the images `first` to `stop`, the last one excluded.
+
+        It is the mean over seeds, without the images that are `left_out`.
+        """
+        index = self.mistakes["index"]
+        counted = (index >= first) & (index < stop) & ~index.isin(list(left_out))
+        return int(counted.sum()) / len(self.images)
 
     def confusion_matrix(self, classes: int) -> NDArray[np.int64]:
         """Return counts of shape (classes, classes), labels down and predictions across.

@@ -41,14 +41,23 @@ class Paired(NamedTuple):
 def accuracy_interval(metrics: Mapping[str, Any]) -> tuple[float, float]:
     """Return the 95 % interval of the accuracy in an evaluation's metrics.
 
-    With several seeds it is Student's, over trainings; with one it is Wilson's score interval, over
-    test images.
+    With several seeds it is `seeds_interval`, with one `images_interval`.
     """
+    return seeds_interval(metrics) or images_interval(metrics)
+
+
+def seeds_interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return Student's 95 % interval over trainings; None if there is only one."""
     by_seed = [each["accuracy"] for each in metrics.get("by_seed", {}).values()]
-    if len(by_seed) > 1:
-        mean, error = sum(by_seed) / len(by_seed), float(stats.sem(by_seed))
-        margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(by_seed) - 1)) * error
-        return max(0.0, mean - margin), min(1.0, mean + margin)
+    if len(by_seed) < 2:
+        return None
+    mean, error = sum(by_seed) / len(by_seed), float(stats.sem(by_seed))
+    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(by_seed) - 1)) * error
+    return max(0.0, mean - margin), min(1.0, mean + margin)
+
+
+def images_interval(metrics: Mapping[str, Any]) -> tuple[float, float]:
+    """Return Wilson's 95 % score interval over test images, of the mean accuracy."""
     interval = stats.binomtest(*right_and_all(metrics)).proportion_ci(CONFIDENCE, "wilson")
     return float(interval.low), float(interval.high)
 

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from pipeline.core.errors import TrainingError
 from pipeline.core.params import Distinct, Section
-from pipeline.network.layers import Network, Precision
+from pipeline.network.layers import BatchNorm, Network, Precision
 from pipeline.training.checkpoint import Interval
 
 Seeds = Distinct[NonNegativeInt]  # one training each
@@ -43,12 +43,23 @@ class BudgetOverride(Section):
 
 
 class Schedule(Section):
-    """The learning rate over a training: a linear warm-up, then constant or a half cosine to 0."""
+    """The learning rate over a training: a linear warm-up, then its decay.
+
+    It stays constant, falls to 0 along half a cosine, or is multiplied by ``per_epoch`` after each
+    epoch.
+    """
 
     warmup: Annotated[float, Field(ge=0, lt=1)]
-    decay: Literal["constant", "cosine"]
+    decay: Literal["constant", "cosine", "exponential"]
+    per_epoch: Annotated[float, Field(gt=0, lt=1)] | None = None
 
-    def factor(self, step: int, steps: int) -> float:
+    @model_validator(mode="after")
+    def _per_epoch_where_it_belongs(self) -> "Schedule":
+        if (self.per_epoch is not None) != (self.decay == "exponential"):
+            raise ValueError("per_epoch is for an exponential decay, which needs it, and no other")
+        return self
+
+    def factor(self, step: int, steps: int, steps_per_epoch: int) -> float:
         """Return the factor on the base rate at `step` of 1…`steps`.
 
         Source of the cosine: I. Loshchilov and F. Hutter, SGDR, 2017.
@@ -58,20 +69,62 @@ class Schedule(Section):
             return step / warmup_steps
         if self.decay == "constant":
             return 1.0
+        if self.per_epoch is not None:
+            epochs: int = (step - 1) // steps_per_epoch
+            return self.per_epoch**epochs
         done = (step - 1 - warmup_steps) / max(1, steps - warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Augmentation(Section):
+    """The largest changes; each image gets uniformly random ones up to them, to either side."""
+
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0  # degrees
+    shear: Annotated[float, Field(ge=0, lt=90)] = 0  # degrees
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0  # share of the size, for each axis by itself
+    shift: Annotated[float, Field(ge=0, lt=1)] = 0  # share of the side
+    cutout: NonNegativeInt = 0  # side of the square, in pixels
+
+    def require_fits(self, image_shape: tuple[int, ...]) -> None:
+        """Check that something of the images is left.
+
+        Raises
+        ------
+        TrainingError
+            If the cutout is as large as an image.
+        """
+        height, width = image_shape[:2]
+        if self.cutout >= min(height, width):
+            raise TrainingError(
+                f"augmentation.cutout of {self.cutout} pixels leaves nothing of images of "
+                f"{height}×{width}; make it smaller"
+            )
 
 
 class Variant(Network):
     """A row of the variants in params.yaml: the network, and how it is trained.
 
-    ``seeds`` are the variant's own; without them it is trained with those in ``train.seeds``.
+    ``seeds`` and ``schedule`` are the variant's own; without them those in ``train`` hold.
+    ``averaging`` is the decay of an exponential moving average of the weights, which takes their
+    place when they are validated and saved.
     """
 
     budget: Budget
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     seeds: Seeds | None = None
+    schedule: Schedule | None = None
+    augmentation: Augmentation | None = None
+    averaging: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _batches_have_a_spread(self) -> "Variant":
+        if self.batch_size == 1 and any(isinstance(layer, BatchNorm) for layer in self.layers):
+            raise ValueError(
+                "batch_norm needs the spread of a batch, and batch_size is 1; raise it, or leave "
+                "the layer out"
+            )
+        return self
 
     def network(self) -> Network:
         """Return the network alone."""

@@ -99,6 +99,36 @@ def test_only_known_data_sets_and_variants_are_run(
         read(params_file, f"run: {run}\n{KNOWN}")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("record: {datasets: [abd], variants: [abc]}", "record.datasets: there is no 'abd' in data"),
+        ("selection: {datasets: [abc], variants: [ab]}", "selection.variants: there is no 'ab'"),
+        ("run: {datasets: [abc], variants: [abc], ensembles: [ab]}", "run.ensembles: there is no"),
+        ("run: {datasets: [abc], variants: [abc], ensembles: abc}", "ensembles: input should be a v"),
+        ("run: &run {datasets: [abc], variants: [abc]}\nrecord: *run", "record.datasets: 'abc' is in "
+         "run.datasets too, and its results lie in one place; give it a second row"),
+        ("ensembles: {'a b': {}}", "ensembles.a b: a name has lower-case letters"),
+    ],
+)  # fmt: skip
+def test_each_list_has_known_names_and_data_sets_of_its_own(
+    params_file: Path, text: str, message: str
+) -> None:
+    """Each list has existing rows, and a data set is in one list alone."""
+    with pytest.raises(ParamsError, match=message):
+        read(params_file, f"{text}\n{KNOWN}")
+
+
+def test_a_data_set_belongs_to_the_list_that_has_it(params_file: Path) -> None:
+    """A data set is run by the list that has it, and by `run` if none does."""
+    params = read(
+        params_file,
+        "datasets: {a: {}, b: {}, c: {}}\nvariants: {net: {}}\n"
+        "run: {datasets: [a], variants: [net]}\nrecord: {datasets: [b], variants: [net]}",
+    )
+    assert [params.list_of(name) for name in "abc"] == ["run", "record", "run"]
+
+
 def test_an_unknown_row_suggests_the_nearest() -> None:
     """An unknown variant is rejected with the nearest known one as a suggestion."""
     with pytest.raises(ParamsError, match="no 'lenet6'; did you mean 'lenet5'"):

@@ -1,6 +1,9 @@
 import hashlib
+import io
 import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -15,7 +18,8 @@ from tests.helpers import Mirror, make_images, write_raw
 CONTENT = bytes(range(256)) * 2000  # several pieces
 pytestmark = pytest.mark.usefixtures("no_waits")
 
-FILE = RemoteFile(name="images.gz", sha256=hashlib.sha256(CONTENT).hexdigest())
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+FILE = RemoteFile(name="images.gz", sha256=DIGEST)
 
 
 @pytest.fixture
@@ -94,10 +98,10 @@ def test_each_mirror_is_named_with_its_reason(good: Mirror, tmp_path: Path) -> N
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / FILE.name).write_bytes(b"broken")
     reasons = {
-        good.url: ("checksum mismatch", FILE.sha256, wrong),
+        good.url: ("checksum mismatch", DIGEST, wrong),
         f"{good.url}/elsewhere": ("HTTP 404 Not Found",),
         "http://127.0.0.1:9": ("ConnectionError: Connection refused",),
-        str(tmp_path / "broken"): ("checksum mismatch", FILE.sha256),
+        str(tmp_path / "broken"): ("checksum mismatch", DIGEST),
         str(tmp_path / "nowhere"): ("No such file or directory",),
         "ftp://127.0.0.1": ("ftp:// is not supported",),
     }
@@ -199,14 +203,192 @@ def test_mirrors_of_the_environment_are_tried_first(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(paths.ROLES)
 
 
-def source_of(*listed: str) -> MirrorSource:
+def test_mirrors_of_a_data_set_serve_those_named_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mirrors of `mnist` serve `mnist_record` after its own, and not `mnistlike` or `emnist`."""
+    monkeypatch.setenv("MNIST_MIRRORS", "/a,/b")
+    monkeypatch.setenv("MNIST_RECORD_MIRRORS", "/c")
+    assert mirrors.mirrors_from_environment("mnist_record") == ["/c", "/a", "/b"]
+    assert mirrors.mirrors_from_environment("mnist_record_2") == ["/c", "/a", "/b"]
+    assert mirrors.mirrors_from_environment("mnist") == ["/a", "/b"]
+    assert mirrors.mirrors_from_environment("mnistlike") == []
+    assert mirrors.mirrors_from_environment("emnist") == []
+
+
+def source_of(*listed: str, **files: Any) -> MirrorSource:
+    """Return a source whose files are all `FILE`, but for those that are given."""
     return MirrorSource.model_validate(
         {
             "source": "mirrors",
             "mirrors": list(listed),
-            "files": dict.fromkeys(paths.ROLES, FILE.model_dump()),
+            "files": dict.fromkeys(paths.ROLES, FILE.model_dump()) | files,
         }
     )
+
+
+def test_the_writers_are_a_fifth_file(good: Mirror, tmp_path: Path) -> None:
+    """The file of the writers is brought where one is listed."""
+    good.content["writers"] = b"who"
+    writers = {"name": "writers", "sha256": hashlib.sha256(b"who").hexdigest()}
+    fetch_all("mnist", source_of(good.url, train_writers=writers), tmp_path)
+    assert (tmp_path / paths.WRITERS).read_bytes() == b"who"
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_file_without_a_hash_is_taken_and_its_hash_told(
+    good: Mirror, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a pinned hash the first mirror's file is taken, and its hash is printed."""
+    good.content["unpinned"] = b"anything"
+    source = source_of(good.url, train_labels={"name": "unpinned", "sha256": None})
+    fetch_all("mnist", source, tmp_path)
+    assert (tmp_path / "train_labels").read_bytes() == b"anything"
+    printed = capsys.readouterr().out.splitlines()
+    told = f"; its SHA-256 is {hashlib.sha256(b'anything').hexdigest()}"
+    assert [told in line for line in printed if "SHA-256" in line] == [True]
+    assert f"mnist: train_labels: {good.url}{told}" in printed
+
+
+@pytest.mark.parametrize("over_http", [True, False])
+def test_a_file_without_a_hash_is_fetched_again(
+    good: Mirror, folder_mirror: Path, tmp_path: Path, over_http: bool
+) -> None:
+    """A file of unknown content that is already there is replaced by what the mirror has now."""
+    file = RemoteFile(name=FILE.name, sha256=None)
+    (tmp_path / "images").write_bytes(b"from another time")
+    fetch(file, [good.url if over_http else str(folder_mirror)], tmp_path / "images")
+    assert (tmp_path / "images").read_bytes() == CONTENT
+
+
+def test_a_folder_may_name_its_files_otherwise(folder_mirror: Path, tmp_path: Path) -> None:
+    """In a folder the pinned content is found under any name, if the listed one is not there."""
+    (folder_mirror / "a").write_bytes(b"something else")
+    (folder_mirror / FILE.name).rename(folder_mirror / "downloaded (1).bin")
+    fetch(FILE, [str(folder_mirror)], tmp_path / "images")
+    assert (tmp_path / "images").read_bytes() == CONTENT
+
+
+def test_a_folder_without_the_content_is_given_up(folder_mirror: Path, tmp_path: Path) -> None:
+    """If neither name nor content is in a folder, or no content is pinned, the error says so."""
+    file = RemoteFile(name="other.gz", sha256="0" * 64)
+    for each in (file, RemoteFile(name="other.gz", sha256=None)):
+        with pytest.raises(DownloadError, match="No such file or directory"):
+            fetch(each, [str(folder_mirror)], tmp_path / "images")
+
+
+def zip_of(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", method) as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return content.getvalue()
+
+
+MEMBERS = {f"emnist/{role}.gz": role.encode() * 1000 for role in paths.ROLES}
+
+
+def packed_in(content: bytes, **members: str) -> dict[str, Any]:
+    """Return the files of all roles, each a member of the archive with a `content`."""
+    listed = {role: f"emnist/{role}.gz" for role in paths.ROLES} | members
+    digest = hashlib.sha256(content).hexdigest()
+    return {
+        role: {"name": "all.zip", "sha256": digest, "member": member}
+        for role, member in listed.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_members_are_taken_from_one_archive(mirror: Mirror, tmp_path: Path, method: int) -> None:
+    """An archive is fetched once for all of its members, and does not stay."""
+    mirror.content["all.zip"] = zip_of(MEMBERS, method)
+    fetch_all(
+        "emnist", source_of(mirror.url, **packed_in(mirror.content["all.zip"])), tmp_path / "raw"
+    )
+    assert {path.name: path.read_bytes() for path in (tmp_path / "raw").iterdir()} == {
+        role: role.encode() * 1000 for role in paths.ROLES
+    }
+    assert mirror.asked == ["all.zip"]
+
+
+def test_several_archives_are_told_apart(mirror: Mirror, tmp_path: Path) -> None:
+    """Training and test files may lie in archives of their own, next to files in none."""
+    mirror.content = {
+        "train.zip": zip_of({"images": b"1", "labels": b"2"}),
+        "test.zip": zip_of({"images": b"3"}),
+        "labels": b"4",
+    }
+    digests = {name: hashlib.sha256(each).hexdigest() for name, each in mirror.content.items()}
+    files: dict[str, dict[str, str | None]] = {
+        "train_images": {"name": "train.zip", "member": "images"},
+        "test_images": {"name": "test.zip", "member": "images"},
+        "train_labels": {"name": "train.zip", "member": "labels"},
+        "test_labels": {"name": "labels"},
+    }
+    for file in files.values():
+        file["sha256"] = digests[str(file["name"])]
+    fetch_all("some", source_of(mirror.url, **files), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "train_images": b"1", "train_labels": b"2", "test_images": b"3", "test_labels": b"4",
+    }  # fmt: skip
+    assert sorted(mirror.asked) == ["labels", "test.zip", "train.zip"]
+
+
+def test_a_member_that_is_missing_is_named(mirror: Mirror, tmp_path: Path) -> None:
+    """A member that is not in the archive is named with the nearest one, and no archive stays."""
+    mirror.content["all.zip"] = zip_of(MEMBERS)
+    files = packed_in(mirror.content["all.zip"], test_labels="emnist/test_lables.gz")
+    with pytest.raises(
+        DownloadError,
+        match=r"no member 'emnist/test_lables\.gz'; did you mean 'emnist/test_labels\.gz'",
+    ):
+        fetch_all("emnist", source_of(mirror.url, **files), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(paths.ROLES) - {"test_labels"}
+
+
+def corrupted(content: bytes) -> bytes:
+    """Return an archive with other bytes in the first half of its body."""
+    middle = len(content) // 4
+    return content[:middle] + bytes(40) + content[middle + 40 :]
+
+
+NOISE = {name: hashlib.shake_256(name.encode()).digest(3000) for name in MEMBERS}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html>not a zip</html>",
+        b"",
+        zip_of(MEMBERS)[:200],
+        corrupted(zip_of(NOISE, zipfile.ZIP_STORED)),
+        corrupted(zip_of(NOISE)),
+        corrupted(zip_of(NOISE, zipfile.ZIP_LZMA)),
+        zip_of(NOISE)[1:],
+    ],
+    ids=["html", "empty", "truncated", "stored", "deflated", "lzma", "shifted"],
+)
+def test_a_damaged_archive_is_one_clear_error(
+    mirror: Mirror, tmp_path: Path, content: bytes
+) -> None:
+    """An archive that cannot be read is an error with its remedy, and nothing of it stays."""
+    mirror.content["all.zip"] = content
+    with pytest.raises(
+        DownloadError, match="archive cannot be read as a zip file .*; correct its name or hash"
+    ):
+        fetch_all("emnist", source_of(mirror.url, **packed_in(content)), tmp_path)
+    assert not list(tmp_path.glob("archive_*"))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_hash_of_an_archive_is_told(
+    mirror: Mirror, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hash that is printed for an archive without one is what would pin it."""
+    content = mirror.content["all.zip"] = zip_of(MEMBERS)
+    files = {role: each | {"sha256": None} for role, each in packed_in(content).items()}
+    fetch_all("emnist", source_of(mirror.url, **files), tmp_path)
+    assert f"its SHA-256 is {hashlib.sha256(content).hexdigest()}" in capsys.readouterr().out
 
 
 def test_the_error_tells_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

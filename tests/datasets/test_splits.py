@@ -3,9 +3,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.errors import DataError
-from pipeline.datasets.splits import Split, SplitReader, map_split, save_split
+from pipeline.datasets.splits import (
+    Classes,
+    Split,
+    SplitReader,
+    class_names,
+    map_split,
+    save_split,
+)
 from tests.helpers import make_images
 
 
@@ -40,6 +48,25 @@ def test_a_split_that_numpy_saved_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(map_split(tmp_path).labels, split.labels)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (0, 12, 12, 1),
+        (4, 3, 5, 3),
+        (0, 3, 5, 3),
+    ],
+)
+def test_a_split_may_be_empty_or_in_colour(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """A split without images, or of several channels, is read and mapped with its shape."""
+    images = np.arange(np.prod(shape)).astype(np.uint8).reshape(shape)
+    save_split(tmp_path, Split(images, np.zeros(len(images), np.uint8)))
+    mapped = map_split(tmp_path)
+    np.testing.assert_array_equal(mapped.images, images)
+    assert mapped.labels.shape == shape[:1]
+    with SplitReader(tmp_path) as reader:
+        assert (len(reader), reader.image_shape) == (shape[0], shape[1:])
+
+
 def test_pieces_make_the_whole(tmp_path: Path, saved: Split) -> None:
     """Pieces read one by one, the last one shorter, add up to the whole split."""
     with SplitReader(tmp_path) as reader:
@@ -54,7 +81,7 @@ def test_pieces_make_the_whole(tmp_path: Path, saved: Split) -> None:
     [
         ("images", np.zeros((10, 12, 12, 1), np.float32), r"is not an \.npy array of uint8"),
         ("images", np.asfortranarray(np.zeros((10, 12, 12, 1), np.uint8)), "of uint8 in C order"),
-        ("images", np.zeros((10, 12, 12), np.uint8), r"expected images \(n, height, width, 1\)"),
+        ("images", np.zeros((10, 12, 12), np.uint8), r"expected images \(n, height, .*, channels"),
         ("labels", np.zeros(9, np.uint8), r"expected images .* and labels \(n,\)"),
     ],
 )
@@ -116,3 +143,38 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """If a split is missing, the error names it and the remedy."""
     with pytest.raises(DataError, match=r"cannot be read \(No such file.*run the preprocess"):
         SplitReader(tmp_path / "test")
+
+
+def test_classes_are_a_number_or_names() -> None:
+    """Classes have the names that are given, or else their numbers."""
+    assert class_names(3) == ["0", "1", "2"]
+    assert class_names(["cat", "dog"]) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("value", [2, 256, ["cat", "dog"], [str(n) for n in range(256)]])
+def test_2_to_256_classes_are_accepted(value: object) -> None:
+    """Classes are numbered, or named, from 2 to as many as a byte tells apart."""
+    assert TypeAdapter(Classes).validate_python(value, strict=True) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (257, "expected the number of classes, 2 to 256, or a list of as many names, received 257"),
+        (1, "expected the number of classes"),
+        (True, "received True"),
+        (2.0, "received 2.0"),
+        ("10", "received '10'"),
+        (None, "received None"),
+        (["cat"], "or a list of as many names, received"),
+        ([str(n) for n in range(257)], "or a list of as many names, received"),
+        (["cat", "dog", "cat"], "expected the name of each class once"),
+        ([0, 1], "expected a name for each class; put numbers into quotes"),
+        (["cat", ""], "expected a name for each class"),
+    ],
+)
+def test_other_classes_are_rejected(value: object, message: str) -> None:
+    """Too few or too many classes are rejected, and names that are empty, no text or given twice."""
+    with pytest.raises(ValidationError) as error:
+        TypeAdapter(Classes).validate_python(value, strict=True)
+    assert message in str(error.value)

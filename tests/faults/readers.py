@@ -5,8 +5,11 @@ A reader returns or raises a PipelineError; anything else is a defect.
 
 import contextlib
 import gzip
+import io
 import json
+import lzma
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from pipeline.check import check
 from pipeline.core.errors import PipelineError
 from pipeline.core.params import Params
 from pipeline.datasets import idx
+from pipeline.datasets.mirrors import extract
 from pipeline.datasets.splits import Split, SplitReader, save_split
 from pipeline.network import storage
 from pipeline.network.build import Description, build
@@ -49,7 +53,13 @@ DESCRIPTION = {
 
 def read_idx(folder: Path, content: bytes) -> object:
     (folder / "raw").write_bytes(content)
-    return idx.read(folder / "raw", 3)
+    return idx.read(folder / "raw", (3,))
+
+
+def read_zip(folder: Path, content: bytes) -> object:
+    (folder / "archive").write_bytes(content)
+    extract(folder / "archive", "a/images", folder / "extracted")
+    return (folder / "extracted").read_bytes()
 
 
 def read_npy(folder: Path, content: bytes) -> object:
@@ -116,10 +126,25 @@ def prepare(folder: Path) -> dict[str, tuple[Reader, list[bytes]]]:
     assert saved is not None
     predictions = ",".join(COLUMNS) + "\n0,0,1,1,0.9\n0,1,2,3,0.8\n"
     metrics = {"n": 10, "errors": 1, "accuracy": 0.9, "evaluation": {"chunk_size": 3}}
+    archives = []
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", method) as archive:
+            archive.writestr("a/images", plain)
+            archive.writestr("labels", plain[:20])
+        archives.append(packed.getvalue())
     promises = struct.pack(">4I", 0x803, 2**31, 2**16, 2**16)
     nested = (b"[" * 2000, b"[" * 2000 + b"]" * 2000)
     return {
-        "idx": (read_idx, [plain, gzip.compress(plain), promises, gzip.compress(promises)]),
+        "idx": (
+            read_idx,
+            [
+                each(content)
+                for content in (plain, promises)
+                for each in (bytes, gzip.compress, lzma.compress)
+            ],
+        ),
+        "zip": (read_zip, archives),
         "npy": (read_npy, [(folder / "images.npy").read_bytes()]),
         "params": (read_params, [(ROOT / "params.yaml").read_bytes(), *nested, b"a: " * 99]),
         "model": (read_model, [(folder / "model").read_bytes()]),

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 INPUTS = int(os.environ.get("FUZZ", "200"))
 LONGEST_S = 10.0
 MOST_MEMORY_MB = 500
-READERS = ("idx", "npy", "params", "model", "checkpoint", "predictions", "metrics", "lock")
+READERS = ("idx", "zip", "npy", "params", "model", "checkpoint", "predictions", "metrics", "lock")
 # What gives a file its structure, tried more often than by chance.
 TOKENS = (b"[", b"{", b"}", b": ", b"- ", b"&a ", b"*a", b"!!int ", b'"', b"\n", b"\x00", b"\xff" * 4,
           b"9" * 20, b"-1", b"1e999", b"null", b"\x1f\x8b", b",")  # fmt: skip

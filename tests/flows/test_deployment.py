@@ -253,7 +253,7 @@ class FirstNights:
         project, server = deployed.project, deployed.server
         wait_until(lambda: len(project.log()) > 1, 240, "the scheduled run's commit")
         server.pause(server.deployment("nightly")["id"])
-        assert project.log()[0].startswith("Reproduce 9 stages: ")
+        assert project.log()[0].startswith("Reproduce 11 stages: ")
         assert run("git", "pull", "-q", cwd=project.root).returncode == 0
         project.require_shared()
         for waiting in server.runs(state={"type": {"any_": ["SCHEDULED"]}}):
@@ -265,7 +265,7 @@ class FirstNights:
         """Nothing is run, fetched or committed, within a minute, on a machine without a cache."""
         before = deployed.project.log()
         message, stages = deployed.night()
-        assert message == "9 stages: 9 cached; nothing new to commit"
+        assert message == "11 stages: 11 cached; nothing new to commit"
         assert not_cached(stages) == set()
         newest = deployed.server.runs(state={"name": {"any_": ["Completed"]}})[0]
         assert newest["total_run_time"] < 60
@@ -294,7 +294,7 @@ class Changes(FirstNights):
         message, stages = deployed.night()
         assert "; commit " in message
         assert not_cached(stages) == {
-            "train@digits-small", "evaluate@digits-small", "report@digits",
+            "train@digits-small", "evaluate@digits-small", "export@digits-small", "report@digits",
         }  # fmt: skip
         deployed.project.require_shared()
         assert run("git", "pull", "-q", cwd=deployed.project.root).returncode == 0
@@ -324,7 +324,7 @@ class Changes(FirstNights):
 
         def add(params: Any) -> None:
             tiny(params)
-            params["run"] = {"datasets": ["digits", "tiny"], "variants": ["small", "new"]}
+            params["run"].update(datasets=["digits", "tiny"], variants=["small", "new"])
             params["variants"]["new"] = small_variant()
 
         deployed.project.edit("more", add)
@@ -332,7 +332,8 @@ class Changes(FirstNights):
         assert "; commit " in message
         assert {name for name, state in stages.items() if state == "Cached"} == {
             "download@digits", "preprocess@digits",
-            "train@digits-small", "evaluate@digits-small", "profile@digits-small",
+            "train@digits-small", "evaluate@digits-small", "export@digits-small",
+            "profile@digits-small",
         }  # fmt: skip
         deployed.project.require_shared()
 
@@ -348,7 +349,7 @@ class Changes(FirstNights):
         _, stages = deployed.night()
         assert not_cached(stages) >= {"train@digits-small"}
         assert not_cached(stages) <= {
-            "train@digits-small", "evaluate@digits-small", "report@digits",
+            "train@digits-small", "evaluate@digits-small", "export@digits-small", "report@digits",
         }  # fmt: skip
         assert lost.exists()
         project.require_shared()

@@ -15,17 +15,22 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
 
 
+def trained(layer: keras.layers.Layer) -> int:
+    """Return the number of weights of a layer that are trained."""
+    return sum(weight.numpy().size for weight in layer.trainable_variables)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_keras_layers_have_the_pinned_shapes_and_parameters(name: str) -> None:
     """Keras builds each layer with the shape and parameters that arithmetic predicts."""
     description = described(name)
     built = build(description)
-    assert built.count_params() == description.parameters == PARAMETERS[name]
+    assert trained(built) == description.parameters == PARAMETERS[name]
     for place in description.place_layers():
         layer = built.get_layer(place.name)
         shape = layer.output.shape[1:]
         assert shape == (place.shape if len(shape) == 3 else place.shape[2:])
-        assert layer.count_params() == place.parameters
+        assert trained(layer) == place.parameters
 
 
 def test_a_network_other_than_described_is_rejected() -> None:
@@ -132,9 +137,30 @@ def test_layers_that_do_not_fit_are_rejected() -> None:
         build(describe(row))
 
 
+def test_a_batch_norm_is_active_in_training(images: np.ndarray) -> None:
+    """A batch norm takes the batch's own statistics in training, and running ones in inference."""
+    norm = {"type": "batch_norm", "activation": "linear"}
+    built = build(describe(network(norm)))
+    inside = keras.Model(built.input, built.get_layer("norm0").output)
+    np.testing.assert_allclose(inside(images), images / np.float32(255 * 1.001**0.5), rtol=1e-5)
+    normal = inside(images, training=True).numpy()
+    assert normal.mean() == pytest.approx(0, abs=1e-4)
+    assert normal.std() == pytest.approx(1, abs=0.01)
+
+
+def test_a_description_of_format_1_is_read() -> None:
+    """A header from before classes had names and models a temperature has neither."""
+    old = described("lenet5").model_dump(exclude={"class_names", "temperature"}) | {"format": 1}
+    description = Description.model_validate(old)
+    assert (description.class_names, description.temperature) == (None, 1.0)
+    assert description.network == described("lenet5").network
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"classes": 1}, {"image_shape": [28, 28]}, {"format": 2}, {"other": 1}]
-)
+    "wrong",
+    [{"classes": 1}, {"image_shape": [28, 28]}, {"format": 3}, {"format": 0}, {"other": 1},
+     {"temperature": 0.0}, {"temperature": -1.0}, {"class_names": [1, 2]}],
+)  # fmt: skip
 def test_a_wrong_description_is_rejected(wrong: dict[str, object]) -> None:
     """A description with one class, without channels, or of another format is rejected."""
     with pytest.raises(ValidationError):

@@ -57,11 +57,12 @@ class Greedy(keras.Model):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 59, 60, 1000])
+@pytest.mark.parametrize("parts", [1, 2])
 def test_chunks_give_the_logits_of_the_whole(
-    tiny: LoadedModel, reader: SplitReader, chunk_size: int
+    tiny: LoadedModel, reader: SplitReader, chunk_size: int, parts: int
 ) -> None:
     """Chunks of any size, the last one padded, give the logits of the whole set in order."""
-    forward = ChunkedForward(tiny.network, chunk_size, memory_per_image(tiny))
+    forward = ChunkedForward(tiny.network, chunk_size, memory_per_image(tiny), parts)
     forward.warm_up()
     chunks = list(forward.run(reader))
     assert [chunk.start for chunk in chunks] == list(range(0, N, chunk_size))

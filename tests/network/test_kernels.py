@@ -1,3 +1,5 @@
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,9 @@ from pipeline.network.kernels import (
     BETA_1,
     BETA_2,
     EPSILON,
+    FEWEST_CHANNELS,
+    Affine,
+    BatchNormalization,
     Conv2D,
     FusedAdam,
     LocalResponseNormalization,
@@ -55,19 +60,25 @@ def random_images(*shape: int, dtype: str = "float32") -> tf.Tensor:
 
 
 @pytest.mark.parametrize(("height", "width", "rows", "columns"), SHAPES)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_the_filters_gradient_is_tensorflows(
-    height: int, width: int, rows: int, columns: int
+    height: int, width: int, rows: int, columns: int, stride: int, padding: str
 ) -> None:
-    """The gradient equals TensorFlow's for odd and even filters, on square and oblong images."""
-    images, upstream = random_images(6, rows, columns, 3), random_images(6, rows, columns, 4)
+    """The gradient equals TensorFlow's for odd and even filters, strides and paddings."""
+    rows, columns = rows + height, columns + width  # so that an unpadded filter fits
+    images = random_images(6, rows, columns, 3)
+    filters = random_images(height, width, 3, 4)
+    outputs = tf.nn.conv2d(images, filters, stride, padding)
+    upstream = random_images(*outputs.shape)
     expected = tf.raw_ops.Conv2DBackpropFilter(
         input=images,
-        filter_sizes=(height, width, 3, 4),
+        filter_sizes=filters.shape,
         out_backprop=upstream,
-        strides=[1, 1, 1, 1],
-        padding="SAME",
+        strides=[1, stride, stride, 1],
+        padding=padding,
     )
-    received = filter_gradient(images, upstream, (height, width))
+    received = filter_gradient(images, upstream, (height, width), stride, padding)
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -82,10 +93,14 @@ def gradients(layer: keras.layers.Layer, images: tf.Tensor) -> list[tf.Tensor]:
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float32"])
 @pytest.mark.parametrize("strides", [1, 2])
-def test_a_convolution_learns_what_kerass_learns(dtype: str, strides: int) -> None:
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("channels", [3, FEWEST_CHANNELS])
+def test_a_convolution_learns_what_kerass_learns(
+    dtype: str, strides: int, padding: str, channels: int
+) -> None:
     """Outputs and all gradients equal those of Keras's layer, to the precision of bfloat16."""
-    images = random_images(8, 7, 7, 3, dtype="float32" if dtype == "float32" else "bfloat16")
-    arguments = {"strides": strides, "padding": "same", "activation": "relu", "dtype": dtype}
+    images = random_images(8, 7, 7, channels, dtype="float32" if dtype == "float32" else "bfloat16")
+    arguments = {"strides": strides, "padding": padding, "activation": "relu", "dtype": dtype}
     ours, theirs = Conv2D(4, 3, **arguments), keras.layers.Conv2D(4, 3, **arguments)
     for layer in (ours, theirs):
         layer.build(images.shape)
@@ -97,29 +112,141 @@ def test_a_convolution_learns_what_kerass_learns(dtype: str, strides: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("dtype", "side", "padding", "strides", "used"),
+    ("dtype", "side", "channels", "padding", "strides", "used"),
     [
-        ("bfloat16", 16, "same", 1, True),
-        ("float32", 16, "same", 1, False),
-        ("bfloat16", 17, "same", 1, False),
-        ("bfloat16", 16, "valid", 1, False),
-        ("bfloat16", 16, "same", 2, False),
+        ("bfloat16", 16, 16, "same", 1, True),
+        ("float32", 16, 16, "same", 1, False),
+        ("bfloat16", 17, 16, "same", 1, False),
+        ("bfloat16", 18, 16, "valid", 1, True),
+        ("bfloat16", 19, 16, "valid", 1, False),
+        ("bfloat16", 16, 16, "same", 2, True),
+        ("bfloat16", 17, 16, "same", 2, False),
+        ("bfloat16", 18, 16, "valid", 2, True),
+        ("bfloat16", 16, 15, "same", 1, False),
+        ("bfloat16", 16, 1, "same", 1, False),
     ],
 )
 def test_our_gradient_is_used_only_where_it_is_faster(
-    dtype: str, side: int, padding: str, strides: int, used: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is used in bfloat16, for filters of stride 1 that keep the size of small images."""
+    dtype: str, side: int, channels: int, padding: str, strides: int, used: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It is used in bfloat16, for small outputs of images with enough channels."""
     calls: list[tuple[int, int]] = []
 
-    def count(images: tf.Tensor, upstream: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    def count(images: tf.Tensor, upstream: tf.Tensor, size: tuple[int, int], *how: Any) -> Any:
         calls.append(size)
-        return filter_gradient(images, upstream, size)
+        return filter_gradient(images, upstream, size, *how)
 
     monkeypatch.setattr(kernels, "filter_gradient", count)
     layer = Conv2D(4, 3, strides=strides, padding=padding, dtype=dtype)
-    gradients(layer, random_images(2, side, side, 3, dtype=dtype))
+    gradients(layer, random_images(2, side, side, channels, dtype=dtype))
     assert calls == [(3, 3)] * used
+
+
+NORM_SHAPES = [(9, 5, 4, 3), (32, 6)]
+
+
+def norms(
+    shape: tuple[int, ...], activation: str = "linear", **arguments: Any
+) -> tuple[keras.layers.Layer, keras.layers.Layer]:
+    """Return our batch norm and Keras's, with the same weights and running means."""
+    ours = BatchNormalization(0.9, 0.01, activation, **arguments)
+    theirs = keras.layers.BatchNormalization(momentum=0.9, epsilon=0.01, **arguments)
+    random = np.random.default_rng(1)
+    weights = [random.uniform(0.5, 2, shape[-1:]) for _ in range(4)]
+    for layer in (ours, theirs):
+        layer.build((None, *shape[1:]))
+        layer.set_weights(weights)
+    assert [each.name for each in theirs.weights] == [
+        "gamma", "beta", "moving_mean", "moving_variance",
+    ]  # fmt: skip
+    return ours, theirs
+
+
+@pytest.mark.parametrize("shape", NORM_SHAPES)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_batch_norm_computes_what_kerass_computes(shape: tuple[int, ...], training: bool) -> None:
+    """Outputs and all gradients are Keras's, for images and vectors, in training and inference."""
+    ours, theirs = norms(shape)
+    x = 3 * random_images(*shape) + 1
+    upstream = random_images(*shape)
+    found = []
+    for layer in (ours, theirs):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            outputs = layer(x, training=training)
+            loss = tf.reduce_sum(outputs * upstream)
+        watched = [x, *(weight.value for weight in layer.trainable_variables)]
+        found.append([outputs, *tape.gradient(loss, watched)])
+    for mine, other in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", NORM_SHAPES)
+def test_running_means_are_kerass_but_for_the_corrected_variance(shape: tuple[int, ...]) -> None:
+    """After some batches the running mean is Keras's, and the variance that of unbiased batches."""
+    ours, theirs = norms(shape)
+    mean, variance = (np.asarray(each).astype(float) for each in theirs.weights[2:])
+    for step in range(5):
+        x = random_images(*shape) * step + step
+        for layer in (ours, theirs):
+            layer(x, training=True)
+        flat = x.numpy().reshape(-1, shape[-1]).astype(float)
+        mean = 0.9 * mean + 0.1 * flat.mean(axis=0)
+        variance = 0.9 * variance + 0.1 * flat.var(axis=0, ddof=1)
+    np.testing.assert_allclose(ours.mean, theirs.moving_mean, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours.mean, mean, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours.variance, variance, rtol=1e-4)
+    assert (np.asarray(ours.variance) > np.asarray(theirs.moving_variance)).all()
+
+
+def test_inference_keeps_the_running_means() -> None:
+    """In inference a batch norm changes nothing, and gives an image the same whatever is with it."""
+    ours, _ = norms((9, 5, 4, 3))
+    before = ours.get_weights()
+    x = random_images(9, 5, 4, 3)
+    together = ours(x, training=False).numpy()
+    np.testing.assert_allclose(ours(x[:2], training=False), together[:2], rtol=1e-6)
+    for first, second in zip(before, ours.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(("activation", "applied"), [("relu", tf.nn.relu), ("tanh", tf.tanh)])
+def test_a_batch_norm_ends_in_its_activation(activation: str, applied: Any) -> None:
+    """The activation is applied to what a linear batch norm gives."""
+    shape = (9, 5, 4, 3)
+    linear, _ = norms(shape)
+    curved, _ = norms(shape, activation)
+    x = random_images(*shape)
+    for training in (False, True):
+        expected = applied(linear(x, training=training))
+        np.testing.assert_allclose(curved(x, training=training), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", NORM_SHAPES)
+def test_a_batch_norm_in_bfloat16_keeps_its_statistics_in_float32(shape: tuple[int, ...]) -> None:
+    """In mixed precision values are bfloat16, and weights and running means stay float32."""
+    ours, _ = norms(shape, dtype="mixed_bfloat16")
+    exact, _ = norms(shape)
+    x = tf.cast(random_images(*shape), tf.bfloat16)
+    outputs = ours(x, training=True)
+    assert outputs.dtype == tf.bfloat16
+    assert {weight.dtype for weight in ours.weights} == {"float32"}
+    expected = exact(tf.cast(x, tf.float32), training=True)
+    np.testing.assert_allclose(tf.cast(outputs, tf.float32), expected, atol=0.05)
+    np.testing.assert_allclose(ours.mean, exact.mean, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ours.variance, exact.variance, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", NORM_SHAPES)
+def test_an_affine_layer_scales_and_shifts_each_channel(shape: tuple[int, ...]) -> None:
+    """Each channel has a scale and a shift of its own, then comes the activation."""
+    layer = Affine("relu")
+    x = random_images(*shape)
+    np.testing.assert_array_equal(layer(x), np.maximum(x, 0))
+    scale, shift = np.random.default_rng(0).normal(size=(2, shape[-1])).astype(np.float32)
+    layer.set_weights([scale, shift])
+    np.testing.assert_allclose(layer(x), np.maximum(x * scale + shift, 0), rtol=1e-6, atol=1e-6)
 
 
 def test_adam_computes_what_kerass_adam_computes() -> None:

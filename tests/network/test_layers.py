@@ -26,15 +26,59 @@ def test_parameter_counts_are_pinned(name: str) -> None:
     assert sum(layer.parameters for layer in placed) == PARAMETERS[name]
 
 
-def test_every_variant_is_pinned() -> None:
-    """Every variant in params.yaml has its shapes and parameters pinned."""
-    assert set(Params(ROOT / "params.yaml").content["variants"]) == set(PARAMETERS) == set(SHAPES)
+def test_every_list_of_layers_is_pinned() -> None:
+    """Every list of layers in params.yaml has its shapes and parameters pinned, and once."""
+    names = Params(ROOT / "params.yaml").content["variants"]
+    lists = [[variant(name).input_size, *variant(name).layers] for name in names]
+    pinned = [[variant(name).input_size, *variant(name).layers] for name in SHAPES]
+    assert all(each in pinned for each in lists)
+    assert all(pinned.count(each) == 1 for each in pinned)
+    assert set(PARAMETERS) == set(SHAPES) <= set(names)
 
 
 CONV = {"type": "conv", "filters": 4, "kernel": 5, "padding": "valid"}
 POOL = {"type": "max_pool", "size": 3, "stride": 2, "padding": "valid"}
 DENSE = {"type": "dense", "units": 3}
 LRN = {"type": "lrn", "depth_radius": 1, "bias": 1.0, "alpha": 1e-4, "beta": 0.75}
+NORM = {"type": "batch_norm"}
+LINEAR = {"activation": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "parameters"),
+    [
+        ([CONV], [4 * 25 + 4]),
+        ([CONV, NORM], [4 * 25 + 4, 8]),
+        ([CONV | LINEAR, NORM], [4 * 25, 8]),
+        ([CONV | LINEAR, POOL, NORM], [4 * 25 + 4, 0, 8]),
+        ([DENSE | LINEAR, NORM], [3 * 784, 6]),
+        ([DENSE | LINEAR, NORM, NORM], [3 * 784, 6, 6]),
+        ([NORM, DENSE], [2, 3 * 784 + 3]),
+        ([CONV, {"type": "affine", "activation": "relu"}], [4 * 25 + 4, 8]),
+    ],
+)
+def test_a_linear_layer_before_a_batch_norm_has_no_bias(
+    layers: list[dict[str, Any]], parameters: list[int]
+) -> None:
+    """A bias that a batch norm would subtract at once is left out, and no other one."""
+    placed = place_layers(network(*layers), MNIST, 10)[:-1]
+    assert [place.parameters for place in placed] == parameters
+
+
+def test_batch_norms_are_named_after_their_weight_layer() -> None:
+    """A batch norm has the number of the weight layer before it; a second one is told apart."""
+    placed = place_layers(network(NORM, CONV, NORM, NORM, DENSE, NORM), MNIST, 10)
+    assert [place.name for place in placed] == [
+        "norm0", "conv1", "norm1", "norm1_2", "fc2", "norm2", "fc3",
+    ]  # fmt: skip
+
+
+def test_only_weight_layers_multiply() -> None:
+    """A convolution multiplies once for each weight and place, a dense layer once for each weight."""
+    placed = place_layers(network(CONV, POOL, NORM, CONV | LINEAR, NORM, DENSE), MNIST, 10)
+    assert [place.multiply_adds for place in placed] == [
+        24 * 24 * 25 * 4, 0, 0, 7 * 7 * 25 * 4 * 4, 0, 7 * 7 * 4 * 3, 3 * 10,
+    ]  # fmt: skip
 
 
 def test_a_kernel_that_leaves_no_pixel_is_rejected() -> None:
@@ -73,6 +117,8 @@ def test_an_image_layer_after_a_dense_one_is_rejected(layer: dict[str, Any], nam
                 CONV | {"padding": "full"}, CONV | {"activation": "gelu"}, POOL | {"size": 0},
                 DENSE | {"units": 0}, DENSE | {"unit": 3}, LRN | {"depth_radius": 0},
                 {"type": "dropout", "rate": 1.0}, {"type": "dropout", "rate": -0.1},
+                NORM | {"momentum": 1.0}, NORM | {"momentum": -0.1}, NORM | {"epsilon": 0.0},
+                NORM | {"activation": "gelu"}, NORM | {"axis": 1}, {"type": "affine"},
             )
         ),
     ],

@@ -55,6 +55,29 @@ def test_equal_models_are_saved_as_equal_bytes(saved: Path, tmp_path: Path) -> N
     assert (tmp_path / "again").read_bytes() == saved.read_bytes()
 
 
+def test_names_and_temperature_are_in_the_header(tmp_path: Path) -> None:
+    """The header has the names of the classes and the temperature, as whoever exports needs them."""
+    names = ["cat", "dog", *"abcdefgh"]
+    description = described("lenet5").model_copy(
+        update={"class_names": names, "temperature": 1.234}
+    )
+    storage.save(tmp_path / "model", build(description), description)
+    assert storage.load(tmp_path / "model").description == description
+    with safetensors.safe_open(tmp_path / "model", "numpy") as file:
+        header = json.loads(file.metadata()[storage.HEADER_KEY])
+    assert (header["format"], header["class_names"], header["temperature"]) == (2, names, 1.234)
+
+
+def test_a_model_of_format_1_is_read(saved: Path, images: np.ndarray) -> None:
+    """A model from before classes had names and models a temperature gives the same logits."""
+    expected = storage.load(saved).network(images)
+    header = described("lenet5").model_dump(exclude={"class_names", "temperature"})
+    rewrite(saved, header=json.dumps(header | {"format": 1}))
+    loaded = storage.load(saved)
+    assert loaded.description.temperature == 1.0
+    np.testing.assert_array_equal(loaded.network(images), expected)
+
+
 @pytest.mark.parametrize("keep", [0, 7, 500, -1])
 def test_a_truncated_model_is_rejected(saved: Path, keep: int) -> None:
     """A truncated model file is rejected, with the remedy."""
@@ -100,10 +123,12 @@ def rewrite(path: Path, *, header: str | None = None, drop: str = "", reshape: s
     [
         ({"header": "{"}, "its description is damaged"),
         ({"header": json.dumps({"dataset": "x"})}, "its description is damaged"),
+        ({"header": described("lenet5").model_copy(update={"format": 3}).model_dump_json()},
+         "its description is damaged"),
         ({"drop": "conv1/bias"}, "its weights do not match its layers"),
         ({"reshape": "conv1/kernel"}, "conv1/kernel: expected float32 of shape"),
     ],
-)
+)  # fmt: skip
 def test_an_inconsistent_model_is_rejected(
     saved: Path, wrong: dict[str, str], message: str
 ) -> None:

@@ -22,7 +22,11 @@ CHARTS: dict[str, Callable[[], str]] = {
         each_variant(epoch=[1, 2], accuracy=[0.5, 0.9]), VARIANTS, "accuracy", "accuracy"
     ),
     "calibration": lambda: charts.calibration(
-        each_variant(confidence=[0.4, 0.9], accuracy=[0.5, 0.9], images=[3, 50]), VARIANTS
+        each_variant(
+            calibrated=[0, 0, 1, 1], confidence=[0.4, 0.9, 0.3, 0.8],
+            accuracy=[0.5, 0.9, 0.5, 0.9], images=[3, 50, 3, 50],
+        ),
+        VARIANTS,
     ),
     "memory": lambda: charts.memory(
         each_variant(images=[1, 100], peak_memory_mb=[12.5, 160.0]), VARIANTS, 128
@@ -71,6 +75,22 @@ def test_a_logarithmic_axis_has_powers_of_ten() -> None:
     """A logarithmic axis has ticks at the powers of ten around the values."""
     channel = charts.log_axis("loss", "loss", pd.Series([0.002, 3.0]))
     assert channel["axis"]["values"] == [0.001, 0.01, 0.1, 1.0, 10.0]
+
+
+def test_calibration_is_drawn_before_and_after_the_temperature() -> None:
+    """Each variant has a faint line before the temperature, and a clear one with points after it."""
+    svg = CHARTS["calibration"]()
+    for index in range(len(VARIANTS)):
+        drawn = {
+            line: float(opacity)
+            for line, opacity in re.findall(
+                rf'd="(M[\d,]+L[\d,]+)" stroke="var\(--series-{index}\)".*? opacity="([\d.]+)"', svg
+            )
+        }
+        assert set(drawn) == {"M120,100L270,20", "M90,100L240,20"}  # at 40 and 90, at 30 and 80 %
+        assert drawn["M120,100L270,20"] < drawn["M90,100L240,20"]
+    points = re.findall(r'translate\((\d+),[\d.]+\)" d="M[^"]*" fill="var\(--series', svg)
+    assert [points.count(at) for at in ("90", "240", "120", "270")] == [2, 2, 0, 0]
 
 
 def test_a_loss_of_zero_is_left_out() -> None:

@@ -37,10 +37,11 @@ def test_a_figure_is_described() -> None:
     assert figure("<svg>", "Loss", "loss")["label"] == "Chart of loss"
 
 
-def test_a_picture_has_the_images_pixels() -> None:
-    """A picture is a PNG with the image's pixels, inside the page."""
-    image = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_has_the_images_pixels(channels: int) -> None:
+    """A picture is a PNG with the image's pixels, inside the page, in colour or without."""
+    image = np.arange(12 * channels, dtype=np.uint8).reshape(3, 4, channels)
     kind, _, data = picture(image).partition(",")
     assert kind == "data:image/png;base64"
     read = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    np.testing.assert_array_equal(read, image[..., 0])
+    np.testing.assert_array_equal(read.reshape(image.shape), image)

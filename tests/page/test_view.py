@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from sklearn.metrics import confusion_matrix, recall_score
 
 from pipeline.datasets.splits import SplitReader, save_split
 from pipeline.page import view
-from pipeline.page.view import PAIR_HEADER, RESULT_HEADER, SPEED_HEADER
-from pipeline.scores.comparison import compare_pairs
+from pipeline.page.settings import DatasetReport
+from pipeline.page.view import MEMBER_HEADER, NOTHING, PAIR_HEADER, RESULT_HEADER, SPEED_HEADER
+from pipeline.scores.comparison import BestMember, compare_pairs, compare_with_members
+from pipeline.scores.ensembles import Ensemble
 from pipeline.scores.load import Result
-from pipeline.scores.significance import accuracy_interval
+from pipeline.scores.significance import images_interval, seeds_interval
 from tests.helpers import make_images
-from tests.scores.helpers import LABELS, TABLE, make_result, misread
+from tests.scores.helpers import LABELS, TABLE, make_ensemble, make_result, misread
 
 
 @pytest.fixture
@@ -32,18 +34,27 @@ MakeView = Callable[..., dict[str, Any]]
 def make_view(images: SplitReader) -> MakeView:
     """Return a function that makes the view of some results."""
 
-    def make(*results: Result, shown: int = 2, **summary: object) -> dict[str, Any]:
+    def make(
+        *results: Result,
+        shown: int = 2,
+        classes: Sequence[str] = ("0", "1", "2"),
+        members: Sequence[BestMember] = (),
+        known: DatasetReport | None = None,
+        **summary: object,
+    ) -> dict[str, Any]:
         settings = {
             "report": {"mistakes_shown": shown},
             "evaluate": {"memory_budget_mb": 128.0},
             "train": {"seeds": [0]},
         }
         common: dict[str, Any] = {
-            "classes": 3, "images_per_class": {"test": LABELS},
+            "images": {"validation": 30}, "images_per_class": {"test": LABELS},
             "sha256": {"train_images": "0123abcd"},
         }  # fmt: skip
-        pairs = compare_pairs(results)
-        return view.make_view("tiny", results, pairs, common | summary, settings, images)
+        return view.make_view(
+            "tiny", results, compare_pairs(results), members, common | summary, classes,
+            known or DatasetReport(), settings, images,
+        )  # fmt: skip
 
     return make
 
@@ -65,13 +76,14 @@ def test_the_most_accurate_variant_comes_first(make_view: MakeView) -> None:
 def test_a_result_has_its_interval_and_size() -> None:
     """A row has accuracy with its interval, errors, loss, calibration, parameters and epochs."""
     result = make_result("net", 2)
-    low, high = accuracy_interval(result.metrics)
+    low, high = images_interval(result.metrics)
     assert row_of(RESULT_HEADER, view.result_rows([result])[0]) == {
         "variant": "net",
         "accuracy": "66.67%",
-        "95 % interval": f"{low:.2%} – {high:.2%}",
+        "95 % over images": f"{low:.2%} – {high:.2%}",
+        "95 % over seeds": "–",
         "errors": "2",
-        "loss": "0.1235",
+        "loss": "0.1235 → 0.1000",
         "calibration error": "0.0100",
         "parameters": "12,345",
         "epochs": "3.64",
@@ -79,10 +91,141 @@ def test_a_result_has_its_interval_and_size() -> None:
 
 
 def test_several_seeds_are_shown_with_their_deviation() -> None:
-    """A mean over seeds is shown with its deviation and the number of seeds."""
-    row = row_of(RESULT_HEADER, view.result_rows([make_result("net", 2.3333, seeds=3)])[0])
+    """A mean over seeds is shown with its deviation, the number of seeds, and both intervals."""
+    several = pd.concat([TABLE.assign(seed=seed) for seed in range(3)])
+    result = make_result("net", 2.3333, several, seeds=3)
+    row = row_of(RESULT_HEADER, view.result_rows([result])[0])
     assert row["accuracy"] == "61.11% ± 1.23, 3 seeds"
     assert row["errors"] == "2.3"
+    low, high = images_interval(result.metrics)
+    assert row["95 % over images"] == f"{low:.2%} – {high:.2%}"
+    interval = seeds_interval(result.metrics)
+    assert interval is not None
+    assert row["95 % over seeds"] == f"{interval[0]:.2%} – {interval[1]:.2%}"
+
+
+def test_an_ensemble_has_no_size_and_no_epochs() -> None:
+    """An ensemble is not trained: its row has no parameters and no epochs, and one interval."""
+    row = row_of(RESULT_HEADER, view.result_rows([make_ensemble("both", 1)])[0])
+    assert (row["parameters"], row["epochs"], row["95 % over seeds"]) == (NOTHING,) * 3
+    assert row["accuracy"] == "83.33%"
+
+
+def test_an_ensemble_is_shown_next_to_its_best_member() -> None:
+    """A row has the best member, both sides' images, and the verdict of the test."""
+    members = [make_result("net", 20, misread(20)), make_result("other", 40, misread(40))]
+    listed = Ensemble.model_validate(
+        {"members": [{"variant": name, "seeds": [0]} for name in ("net", "other")]}
+    )
+    found = compare_with_members(make_ensemble("both", 10, misread(10)), listed, members)
+    row = row_of(MEMBER_HEADER, view.member_rows([found])[0])
+    assert row.pop("95 % interval").startswith("+")
+    assert row == {
+        "ensemble": "both",
+        "models": "2",
+        "its best": "net, seed 0",
+        "errors of it": "20",
+        "difference, points": "+5.00",
+        "only together right": "10",
+        "only it is right": "0",
+        "p": f"{2 / 2**10:.2g}",
+        "verdict": "better",
+    }
+
+
+def test_parts_have_the_errors_of_scikit_learn() -> None:
+    """Each part has its errors, images and accuracy; label errors are left out of the last one."""
+    known = DatasetReport(parts={"first": [0, 4], "last": [4, 6]}, label_errors=[1, 4])
+    header = ("variant", *view.parts_of(known, 6))
+    assert header == ("variant", "first", "last", "without 2 confirmed label errors")
+    rows = view.part_rows([make_result("net", 3)], known)
+    right = TABLE["label"] == TABLE["prediction"]
+    shares = [right[:4].mean(), right[4:].mean(), right.drop([1, 4]).mean()]
+    assert row_of(header, rows[0]) == {
+        "variant": "net",
+        "first": f"2 of 4 ({shares[0]:.2%})",
+        "last": f"1 of 2 ({shares[1]:.2%})",
+        "without 2 confirmed label errors": f"2 of 4 ({shares[2]:.2%})",
+    }
+    assert view.part_rows([make_result("net", 3)], DatasetReport()) == []
+
+
+def test_the_errors_of_a_part_are_the_mean_over_seeds() -> None:
+    """With several seeds a part has the mean of their errors."""
+    several = pd.concat([TABLE, TABLE.assign(seed=1, prediction=TABLE["label"])])
+    result = make_result("net", 1.5, several, seeds=2)
+    known = DatasetReport(parts={"first": [0, 4]})
+    assert view.part_rows([result], known) == [["net", "1 of 4 (75.00%)"]]
+    known = DatasetReport(parts={"end": [5, 6]})
+    assert view.part_rows([result], known) == [["net", "0.5 of 1 (50.00%)"]]
+
+
+def test_a_part_ends_with_the_test_set() -> None:
+    """A part that reaches beyond the test set ends with it."""
+    known = DatasetReport(parts={"last": [4, 100]})
+    assert view.part_rows([make_result("net", 3)], known) == [["net", "1 of 2 (50.00%)"]]
+
+
+def test_label_errors_beyond_the_test_set_do_not_count() -> None:
+    """Of a smaller test set only the label errors that are in it are left out."""
+    known = DatasetReport(label_errors=[1, 600])
+    row = view.part_rows([make_result("net", 3)], known)[0]
+    assert row[1] == "2 of 5 (60.00%)"
+
+
+def test_a_part_beyond_the_test_set_is_no_division_by_zero() -> None:
+    """A part that the test set does not have is said to be empty."""
+    known = DatasetReport(parts={"later": [6, 9]})
+    assert view.part_rows([make_result("net", 3)], known)[0][0] == "net"
+
+
+def test_each_pair_of_label_and_prediction_has_its_pictures(make_view: MakeView) -> None:
+    """Behind each number off the diagonal are its images, each once, the most confident first."""
+    several = pd.concat([TABLE, TABLE.assign(seed=1, confidence=0.95)])
+    content = make_view(make_result("net", 3, several, seeds=2))
+    cells = content["cells"]["net"]
+    matrix = confusion_matrix(TABLE["label"], TABLE["prediction"])
+    off = {(row, column) for row, column in np.argwhere(matrix).tolist() if row != column}
+    assert set(cells) == off
+    for (label, prediction), images in cells.items():
+        where = (TABLE["label"] == label) & (TABLE["prediction"] == prediction)
+        assert sorted(each["index"] for each in images) == TABLE["index"][where].tolist()
+        assert all(each["picture"].startswith("data:image/png;base64,") for each in images)
+
+
+def test_label_errors_are_marked(make_view: MakeView) -> None:
+    """A mistake whose label is known to be wrong is marked as such."""
+    content = make_view(make_result("net", 3), known=DatasetReport(label_errors=[3]), shown=3)
+    marks = {each["index"]: each["label_error"] for each in content["mistakes"]["net"]}
+    assert marks == {3: True, 1: False, 5: False}
+
+
+def test_classes_have_their_names(make_view: MakeView) -> None:
+    """The classes' names are in the content, in their order."""
+    names = ["cat", "dog", "cow"]
+    assert make_view(make_result("net", 3), classes=names)["classes"] == names
+
+
+def test_an_ensemble_is_in_no_table_of_measurements(make_view: MakeView) -> None:
+    """An ensemble is in results, differences and confusion, and not in curves, speed or memory."""
+    content = make_view(make_result("net", 3), make_ensemble("both", 2))
+    assert [row[0] for row in content["result_rows"]] == ["both", "net"]
+    assert [row[0] for row in content["speed_rows"]] == ["net"]
+    assert list(content["confusion"]) == ["both", "net"]
+    assert {row[0] for row in content["pair_rows"]} == {"net"}
+    assert "both: expected calibration error" in content["calibration"]["label"]
+    assert "both" not in content["curves"][0]["label"]
+    assert content["curves"][1]["label"].endswith("at the end net 87.50%")
+
+
+def test_without_validation_there_is_no_curve_of_it(make_view: MakeView) -> None:
+    """If all images were trained on, only the training's curve is shown."""
+    result = make_result("net", 3)
+    trained = replace(result, validation_curve=result.validation_curve[:0])
+    content = make_view(trained, images={"validation": 0})
+    assert [chart["label"].partition(" over ")[0] for chart in content["curves"]] == [
+        "Chart of training loss"
+    ]
 
 
 def test_speed_and_memory_are_those_of_the_profile() -> None:
@@ -179,7 +322,8 @@ def test_confusion_and_recall_equal_scikit_learns(make_view: MakeView) -> None:
 def test_a_class_without_test_images_has_no_recall(make_view: MakeView) -> None:
     """A class without test images has no recall, rather than a division by zero."""
     counts = {"test": [*LABELS, 0]}
-    rows = make_view(make_result("net", 3), classes=4, images_per_class=counts)["recall_rows"]
+    content = make_view(make_result("net", 3), classes=[*"0123"], images_per_class=counts)
+    rows = content["recall_rows"]
     assert rows[3] == (3, "0", [None])
 
 

@@ -20,6 +20,15 @@ TABLE = pd.DataFrame(
     }
 )
 LABELS = [2, 2, 2]  # test images of each class in TABLE
+CALIBRATION = pd.DataFrame(
+    {
+        "seed": 0,
+        "calibrated": [0, 0, 1, 1],
+        "confidence": [0.5, 0.9, 0.4, 0.8],
+        "accuracy": [0.5, 1.0, 0.5, 1.0],
+        "images": [2, 4, 2, 4],
+    }
+)
 
 
 def misread(count: int, images: int = 200) -> pd.DataFrame:
@@ -56,7 +65,8 @@ def make_result(
         },
         metrics={
             "precision": "mixed_bfloat16", "n": 6, "errors": errors, "accuracy": accuracy,
-            "nll": 0.12345, "ece": 0.01, **several,
+            "balanced_accuracy": accuracy, "nll": 0.12345, "ece": 0.01, "temperature": 1.5,
+            "calibrated_nll": 0.1, "calibrated_ece": 0.01, **several,
         },
         profile={
             "device": "CPU (Some)", "versions": {"tensorflow": "2", "keras": "3"},
@@ -66,11 +76,15 @@ def make_result(
         predictions=collect([predictions]),
         training_curve=curve,
         validation_curve=curve,
-        calibration=pd.DataFrame(
-            {"seed": 0, "confidence": [0.5, 0.9], "accuracy": [0.5, 1.0], "images": [2, 4]}
-        ),
+        calibration=CALIBRATION,
         memory=pd.DataFrame({"images": [1, 6], "peak_memory_mb": [2.5, 10.0]}),
     )  # fmt: skip
+
+
+def make_ensemble(name: str, errors: int, predictions: pd.DataFrame = TABLE) -> Result:
+    """Return the results of an ensemble, which is neither trained nor profiled."""
+    whole = make_result(name, errors, predictions)
+    return Result(name, whole.metrics, whole.predictions, whole.calibration)
 
 
 def write_result(result: Result) -> None:
@@ -80,15 +94,18 @@ def write_result(result: Result) -> None:
         return table.to_csv(index=False)
 
     variant = result.variant
-    for path, content in (
-        (paths.training("tiny", variant), json.dumps(result.training)),
+    evaluated = [
         (paths.metrics("tiny", variant), json.dumps(result.metrics)),
-        (paths.profile("tiny", variant), json.dumps(result.profile)),
         (paths.mistakes("tiny", variant), csv(result.predictions.mistakes)),
+        (paths.calibration("tiny", variant), csv(result.calibration)),
+    ]
+    trained = [
+        (paths.training("tiny", variant), json.dumps(result.training)),
+        (paths.profile("tiny", variant), json.dumps(result.profile)),
         (paths.curve("tiny", variant, "train"), csv(result.training_curve)),
         (paths.curve("tiny", variant, "validation"), csv(result.validation_curve)),
-        (paths.calibration("tiny", variant), csv(result.calibration)),
         (paths.memory("tiny", variant), csv(result.memory)),
-    ):
+    ]
+    for path, content in evaluated + (trained if result.training else []):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)

@@ -2,13 +2,22 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from statsmodels.stats.contingency_tables import mcnemar
 
-from pipeline.scores.comparison import Comparison, Outcome, compare_pairs, compare_revisions
+from pipeline.scores.comparison import (
+    Comparison,
+    Outcome,
+    compare_pairs,
+    compare_revisions,
+    compare_with_members,
+)
+from pipeline.scores.ensembles import Ensemble
 from pipeline.scores.revisions import Revisions
 from tests.helpers import run
 from tests.history import commit, save
-from tests.scores.helpers import make_result, misread
+from tests.scores.helpers import make_ensemble, make_result, misread
 
 pytestmark = pytest.mark.slow  # they run DVC, git or TensorFlow in processes of their own
 
@@ -39,6 +48,25 @@ def test_every_pair_is_compared_and_corrected_for_their_number() -> None:
 def test_one_variant_has_no_pair() -> None:
     """A single variant has nothing to be compared with."""
     assert compare_pairs([make_result("only", 1)]) == []
+
+
+def test_an_ensemble_is_compared_with_its_best_member() -> None:
+    """Of all models the one with the fewest errors is compared, image by image, by McNemar's test."""
+    several = pd.concat([misread(30), misread(12).assign(seed=4), misread(9).assign(seed=9)])
+    members = [make_result("net", 15, several, seeds=3), make_result("other", 20, misread(20))]
+    listed = [{"variant": "other", "seeds": [0]}, {"variant": "net", "seeds": [0, 4]}]
+    together = misread(5)
+    together.loc[[100, 150], "prediction"] = 1
+    found = compare_with_members(
+        make_ensemble("both", 7, together), Ensemble.model_validate({"members": listed}), members
+    )
+    assert (found.ensemble, found.models) == ("both", 3)
+    assert (found.member, found.errors) == ("net, seed 4", 12)
+    assert (found.paired.fixed, found.paired.broken) == (list(range(5, 12)), [100, 150])
+    assert not found.paired.over_seeds
+    assert found.paired.difference.value == pytest.approx(5 / 200)
+    expected = mcnemar([[186, 2], [7, 5]], exact=True).pvalue
+    assert found.paired.difference.p == pytest.approx(expected)
 
 
 def test_another_seed_is_no_evidence_and_a_regression_is_worse(history: Path) -> None:

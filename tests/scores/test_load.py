@@ -1,11 +1,12 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.core import paths
 from pipeline.core.errors import DataError
-from pipeline.scores.load import load_json, load_result
-from tests.scores.helpers import LABELS, make_result, write_result
+from pipeline.scores.load import load_ensemble, load_json, load_result
+from tests.scores.helpers import LABELS, make_ensemble, make_result, write_result
 
 TABLES = ("training_curve", "validation_curve", "calibration", "memory")
 
@@ -22,6 +23,26 @@ def test_results_are_loaded_as_the_stages_wrote_them(project: Path) -> None:
     assert loaded.predictions.mistakes.equals(written.predictions.mistakes)
     assert loaded.predictions.images == written.predictions.images
     assert loaded.predictions.right.to_dict() == written.predictions.right.to_dict()
+
+
+def test_an_ensemble_has_no_training(project: Path) -> None:
+    """An ensemble is loaded from what its stage writes; it has no curves, profile or seeds."""
+    written = make_ensemble("both", 3)
+    write_result(written)
+    loaded = load_ensemble("tiny", "both", LABELS)
+    assert (loaded.variant, loaded.metrics, loaded.seeds) == ("both", written.metrics, 1)
+    assert loaded.calibration.equals(written.calibration)
+    assert loaded.predictions.mistakes.equals(written.predictions.mistakes)
+    assert (loaded.training, loaded.profile) == ({}, {})
+    for name in ("training_curve", "validation_curve", "memory"):
+        assert getattr(loaded, name).empty
+
+
+def test_a_training_without_validation_has_an_empty_curve(project: Path) -> None:
+    """A validation curve of a header alone is read as one without rows."""
+    result = make_result("tiny_conv", 3)
+    write_result(replace(result, validation_curve=result.validation_curve[:0]))
+    assert load_result("tiny", "tiny_conv", LABELS).validation_curve.empty
 
 
 @pytest.mark.parametrize(

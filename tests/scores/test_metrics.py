@@ -27,20 +27,25 @@ def probabilities_of(logits: np.ndarray) -> np.ndarray:
     return probabilities
 
 
-def total(logits: np.ndarray, labels: np.ndarray, chunk: int = N) -> Totals:
-    totals = Totals(CLASSES)
+def total(
+    logits: np.ndarray, labels: np.ndarray, chunk: int = N, temperature: float = 1.0
+) -> Totals:
+    totals = Totals(CLASSES, temperature)
     for start in range(0, N, chunk):
         totals.add(logits[start : start + chunk], labels[start : start + chunk])
     return totals
 
 
 def test_metrics_equal_scikit_learns(answers: tuple[np.ndarray, np.ndarray]) -> None:
-    """Accuracy, errors, confusion matrix and loss equal scikit-learn's."""
+    """Accuracies, errors, confusion matrix and loss equal scikit-learn's."""
     logits, labels = answers
     totals = total(logits, labels)
     predictions = logits.argmax(axis=1)
     got = totals.metrics()
     assert got["accuracy"] == oracle.accuracy_score(labels, predictions)
+    assert got["balanced_accuracy"] == pytest.approx(
+        oracle.balanced_accuracy_score(labels, predictions), abs=1e-8
+    )
     assert got["errors"] == oracle.zero_one_loss(labels, predictions, normalize=False)
     np.testing.assert_array_equal(
         totals.confusion, oracle.confusion_matrix(labels, predictions, labels=range(CLASSES))
@@ -48,6 +53,35 @@ def test_metrics_equal_scikit_learns(answers: tuple[np.ndarray, np.ndarray]) -> 
     probabilities = probabilities_of(logits)
     expected = oracle.log_loss(labels, probabilities, labels=range(CLASSES))
     assert got["nll"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_balanced_accuracy_is_that_of_the_classes_that_have_images() -> None:
+    """Each class counts alike, however many images it has; one without images does not count."""
+    labels = np.array([0] * 90 + [1] * 10)
+    predictions = np.array([0] * 90 + [1] * 5 + [2] * 5)
+    totals = Totals(4)
+    totals.add(np.eye(4)[predictions], labels)
+    expected = oracle.recall_score(labels, predictions, labels=[0, 1], average="macro")
+    assert totals.balanced_accuracy == pytest.approx(expected) == pytest.approx(0.75)
+    assert totals.metrics()["accuracy"] == 0.95
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_calibrated_figures_are_those_of_scaled_logits(
+    answers: tuple[np.ndarray, np.ndarray], temperature: float
+) -> None:
+    """Divided by the temperature, the logits have the figures of logits that are that small."""
+    logits, labels = answers
+    plain, scaled = total(logits, labels), total(logits, labels, temperature=temperature)
+    smaller = total(logits.astype(np.float64) / temperature, labels)
+    got = scaled.metrics()
+    assert got["temperature"] == temperature
+    for name in ("accuracy", "balanced_accuracy", "errors", "nll", "ece"):
+        assert got[name] == plain.metrics()[name]
+    for name in ("nll", "ece"):
+        assert got[f"calibrated_{name}"] == smaller.metrics()[name]
+    assert list(scaled.calibrated.curve()) == list(smaller.raw.curve())
+    assert list(scaled.raw.curve()) == list(plain.raw.curve())
 
 
 def test_the_calibration_error_is_the_papers(answers: tuple[np.ndarray, np.ndarray]) -> None:
@@ -72,7 +106,7 @@ def test_the_calibration_curve_equals_scikit_learns() -> None:
     confidence = probabilities_of(logits).max(axis=1)
     right = logits.argmax(axis=1) == labels
     accuracies, confidences = calibration_curve(right, confidence, n_bins=CALIBRATION_BINS)
-    bins = list(totals.calibration())
+    bins = list(totals.raw.curve())
     assert [bin_[0] for bin_ in bins] == pytest.approx(list(confidences))
     assert [bin_[1] for bin_ in bins] == pytest.approx(list(accuracies))
     assert sum(bin_[2] for bin_ in bins) == N
@@ -99,6 +133,8 @@ def test_several_seeds_are_reported_with_mean_and_deviation() -> None:
     assert together["accuracy"] == pytest.approx(0.94)
     assert together["accuracy_deviation"] == pytest.approx(np.std([0.96, 0.95, 0.91], ddof=1))
     assert together["by_seed"]["2"]["errors"] == 9
+    assert together["balanced_accuracy"] == together["accuracy"]  # all images are of one class
+    assert set(together) == {*figures(4), "accuracy_deviation", "by_seed"}
     assert together["nll"] == pytest.approx(
         np.mean([figures(errors)["nll"] for errors in (4, 5, 9)]), abs=1e-6
     )
@@ -112,7 +148,8 @@ def test_any_chunk_size_gives_the_same_metrics(
     """Chunks of any size give identical counts and the same metrics."""
     whole, pieces = total(*answers), total(*answers, chunk=chunk)
     np.testing.assert_array_equal(whole.confusion, pieces.confusion)
-    np.testing.assert_array_equal(whole.bin_images, pieces.bin_images)
+    np.testing.assert_array_equal(whole.raw.images, pieces.raw.images)
+    np.testing.assert_array_equal(whole.calibrated.images, pieces.calibrated.images)
     assert pieces.metrics() == pytest.approx(whole.metrics(), abs=2e-6)
 
 
@@ -126,10 +163,13 @@ def test_extreme_logits_stay_finite() -> None:
 
 
 def test_predictions_and_confidences_are_returned() -> None:
-    """Adding a chunk returns the most likely class and its probability."""
+    """Adding a chunk returns the most likely class and its calibrated probability."""
     predictions, confidences = Totals(2).add(np.log([[1.0, 3.0]]), np.array([0]))
     assert predictions.tolist() == [1]
     assert confidences.tolist() == pytest.approx([0.75])
+    predictions, confidences = Totals(2, 0.5).add(np.log([[1.0, 3.0]]), np.array([0]))
+    assert predictions.tolist() == [1]
+    assert confidences.tolist() == pytest.approx([0.9])
 
 
 @pytest.mark.parametrize(("right", "is_chance"), [(4, True), (5, False)])

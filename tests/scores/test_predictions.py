@@ -40,6 +40,27 @@ def test_accuracies_equal_scikit_learns() -> None:
     assert (reverse.test_images, reverse.first_mistakes) == (6, {0, 2, 3, 5})
 
 
+@pytest.mark.parametrize("table", [TABLE, TWICE])
+@pytest.mark.parametrize(("first", "stop"), [(0, 6), (0, 3), (3, 6), (2, 4), (5, 6), (0, 1)])
+@pytest.mark.parametrize("left_out", [(), (1,), (1, 3, 99)])
+def test_mistakes_in_a_part_are_counted(
+    table: pd.DataFrame, first: int, stop: int, left_out: tuple[int, ...]
+) -> None:
+    """The mistakes among some images, without those left out, are the mean over seeds."""
+    part = table[(table["index"] >= first) & (table["index"] < stop)]
+    part = part[[index not in left_out for index in part["index"]]]
+    wrong = int((part["label"] != part["prediction"]).sum())
+    errors = collect([table]).errors_among(first, stop, left_out)
+    assert errors == wrong / table["seed"].nunique()
+
+
+def test_each_seeds_mistakes_are_known() -> None:
+    """The images that a seed misclassifies are told by its number."""
+    both = collect([TWICE])
+    assert both.mistakes_of(0) == both.first_mistakes == {1, 3, 5}
+    assert both.mistakes_of(3) == {0, 2, 3, 5}
+
+
 @pytest.mark.parametrize("table", [TABLE, TWICE, TABLE.assign(prediction=TABLE["label"])])
 def test_the_confusion_matrix_equals_scikit_learns(table: pd.DataFrame) -> None:
     """The confusion matrix equals scikit-learn's, including a class without images."""

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import CompareMeans
 
 from pipeline.scores.predictions import Predictions, collect
@@ -12,8 +13,10 @@ from pipeline.scores.significance import (
     accuracy_interval,
     compare_predictions,
     holm,
+    images_interval,
     paired_difference,
     seeds_difference,
+    seeds_interval,
     unpaired_difference,
     verdict,
 )
@@ -115,6 +118,36 @@ def test_the_interval_of_several_trainings_is_students() -> None:
     }
     margin = 4.303 * np.std(accuracies, ddof=1) / math.sqrt(3)
     assert accuracy_interval(metrics) == pytest.approx((0.94 - margin, 1), abs=1e-4)
+
+
+def test_intervals_over_images_and_over_seeds_are_told_apart() -> None:
+    """Several trainings have both intervals: Wilson's of the mean, and SciPy's of Student's t."""
+    accuracies = [0.96, 0.95, 0.91, 0.94]
+    metrics = {
+        "n": 1000,
+        "errors": 60,
+        "accuracy": 0.94,
+        "by_seed": {str(seed): {"accuracy": each} for seed, each in enumerate(accuracies)},
+    }
+    low, high = stats.t.interval(0.95, 3, np.mean(accuracies), stats.sem(accuracies))
+    assert seeds_interval(metrics) == pytest.approx((low, high))
+    wilson = proportion_confint(940, 1000, method="wilson")
+    assert images_interval(metrics) == pytest.approx(wilson)
+
+
+@pytest.mark.parametrize("by_seed", [{}, {"by_seed": {"0": {"accuracy": 0.9}}}])
+def test_one_training_has_no_interval_over_seeds(by_seed: dict[str, object]) -> None:
+    """With a single training there is no spread to tell an interval from."""
+    metrics = {"n": 10, "errors": 1, "accuracy": 0.9, **by_seed}
+    assert seeds_interval(metrics) is None
+    assert accuracy_interval(metrics) == images_interval(metrics)
+
+
+def test_a_mean_of_errors_is_rounded_to_images() -> None:
+    """The interval over images is that of the nearest whole number of errors."""
+    of = images_interval
+    assert of({"n": 100, "errors": 6.4}) == of({"n": 100, "errors": 6})
+    assert of({"n": 100, "errors": 6.6}) == of({"n": 100, "errors": 7})
 
 
 def test_a_verdict_needs_evidence() -> None:

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.errors import TrainingError
 from pipeline.training.recipe import (
+    Augmentation,
     Budget,
     BudgetOverride,
     Runtime,
@@ -58,7 +59,7 @@ def test_a_data_set_overrides_the_budget_in_its_own_unit() -> None:
 def test_the_rate_rises_then_falls() -> None:
     """The learning rate rises over the warm-up, peaks, and falls towards zero."""
     schedule = Schedule(warmup=0.1, decay="cosine")
-    factors = [schedule.factor(step, 100) for step in range(1, 101)]
+    factors = [schedule.factor(step, 100, 10) for step in range(1, 101)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == 1.0
     assert factors[10:] == sorted(factors[10:], reverse=True)
@@ -68,7 +69,21 @@ def test_the_rate_rises_then_falls() -> None:
 def test_a_constant_schedule_is_constant() -> None:
     """Without warm-up and decay the learning rate never changes."""
     schedule = Schedule(warmup=0, decay="constant")
-    assert {schedule.factor(step, 50) for step in range(1, 51)} == {1.0}
+    assert {schedule.factor(step, 50, 10) for step in range(1, 51)} == {1.0}
+
+
+def test_an_exponential_rate_falls_after_each_epoch() -> None:
+    """It is multiplied by the same factor after each epoch, and is the same within one."""
+    schedule = Schedule(warmup=0, decay="exponential", per_epoch=0.95)
+    factors = [schedule.factor(step, 21, 6) for step in range(1, 22)]
+    assert factors == pytest.approx([0.95 ** (step // 6) for step in range(21)])
+
+
+def test_the_warm_up_comes_before_an_exponential_decay() -> None:
+    """The rate rises over the warm-up first; epochs count from the begin of the training."""
+    schedule = Schedule(warmup=0.2, decay="exponential", per_epoch=0.5)
+    factors = [schedule.factor(step, 20, 5) for step in range(1, 21)]
+    assert factors == [0.25, 0.5, 0.75, 1.0, 1.0, *[0.5] * 5, *[0.25] * 5, *[0.125] * 5]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +95,17 @@ def test_a_constant_schedule_is_constant() -> None:
         (Budget, {}),
         (Schedule, {"warmup": 1, "decay": "cosine"}),
         (Schedule, {"warmup": 0.1, "decay": "linear"}),
+        (Schedule, {"warmup": 0.1, "decay": "exponential"}),
+        (Schedule, {"warmup": 0.1, "decay": "cosine", "per_epoch": 0.9}),
+        (Schedule, {"warmup": 0.1, "decay": "exponential", "per_epoch": 1.0}),
+        (Schedule, {"warmup": 0.1, "decay": "exponential", "per_epoch": 0}),
+        (Augmentation, {"rotate": -1}),
+        (Augmentation, {"rotate": 181}),
+        (Augmentation, {"shear": 90}),
+        (Augmentation, {"zoom": 1}),
+        (Augmentation, {"shift": 1.0}),
+        (Augmentation, {"cutout": 2.5}),
+        (Augmentation, {"flip": True}),
         (Seeds, []),
         (Seeds, [-1]),
         (Seeds, [1, 1]),
@@ -94,13 +120,35 @@ def test_nonsense_is_rejected(kind: Any, content: object) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("learning_rate", 0), ("learning_rate", -0.1), ("batch_size", 0), ("batch_size", -1)],
-)
+    [("learning_rate", 0), ("learning_rate", -0.1), ("batch_size", 0), ("batch_size", -1),
+     ("averaging", 0)],
+)  # fmt: skip
 def test_rates_and_batches_must_be_positive(key: str, value: float) -> None:
-    """A learning rate or batch size that is zero or negative is rejected."""
+    """A learning rate, batch size or averaging that is zero or negative is rejected."""
     row = variant("lenet5").model_dump(exclude_none=True) | {"input_size": None, key: value}
     with pytest.raises(ValidationError, match="greater than"):
         Variant.model_validate(row)
+
+
+def test_a_batch_norm_needs_more_than_one_image() -> None:
+    """A batch of one image has no spread, so it cannot be normalised."""
+    row = variant("deotte").model_dump(exclude_none=True) | {"input_size": None}
+    assert Variant.model_validate(row | {"batch_size": 2}).batch_size == 2
+    with pytest.raises(ValidationError, match="batch_norm needs the spread of a batch, and batch_"):
+        Variant.model_validate(row | {"batch_size": 1})
+    plain = variant("lenet5").model_dump(exclude_none=True) | {"input_size": None, "batch_size": 1}
+    assert Variant.model_validate(plain).batch_size == 1
+
+
+@pytest.mark.parametrize(("cutout", "fits"), [(0, True), (11, True), (12, False), (40, False)])
+def test_a_cutout_leaves_something_of_an_image(cutout: int, fits: bool) -> None:
+    """A cutout has to be smaller than the shorter side of the images."""
+    augmentation = Augmentation(cutout=cutout)
+    if fits:
+        augmentation.require_fits((12, 17, 1))
+        return
+    with pytest.raises(TrainingError, match=f"cutout of {cutout} pixels leaves .* of 12×17; make"):
+        augmentation.require_fits((12, 17, 1))
 
 
 def test_a_variants_network_says_nothing_of_its_training() -> None:

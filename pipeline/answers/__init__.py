@@ -1,0 +1,1 @@
+"""Answers for pictures that are not in a data set: a visitor's own."""
