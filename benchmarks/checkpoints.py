@@ -35,17 +35,15 @@ def measure(variant: str) -> dict[str, Any]:
 def _train(variant: str) -> dict[str, Any]:
     # These load TensorFlow, which `measure` does not need.
     from pipeline import train
-    from pipeline.network.framework import keras
-    from pipeline.training import loop
     from pipeline.training.learner import Learner
 
     begins: list[float] = []  # of the training, then of each save with its copy of the weights
     ends: list[float] = []  # of each save; the training ends with the last
 
     class TimedLearner(Learner):
-        def __init__(self, network: keras.Model, batch_size: int) -> None:
+        def __init__(self, *arguments: Any) -> None:
             begins.append(time.perf_counter())
-            super().__init__(network, batch_size)
+            super().__init__(*arguments)
 
         def arrays(self) -> dict[str, NDArray[Any]]:
             begins.append(time.perf_counter())
@@ -57,7 +55,7 @@ def _train(variant: str) -> dict[str, Any]:
             ends.append(time.perf_counter())
 
     with (
-        patch.object(loop, "Learner", TimedLearner),
+        patch.object(train, "Learner", TimedLearner),
         patch.object(train, "Checkpoints", TimedCheckpoints),
     ):
         train.main(DATASET, variant)

@@ -29,7 +29,7 @@ def write_project(folder: Path, images: int) -> None:
     digits["train"] = {"samples": 6400, "epochs": None}
     params["variants"][VARIANT]["budget"] = {"samples": 6400}
     params["profile"].update(chunk_sizes=[1], training_steps=1)  # the report needs its figures
-    params["run"] = {"datasets": [DATASET], "variants": [VARIANT]}
+    params["run"] = {"datasets": [DATASET], "variants": [VARIANT], "ensembles": []}
     yaml.dump(params, folder / paths.PARAMS)
     random = np.random.default_rng(0)
     for part in ("train", "test"):

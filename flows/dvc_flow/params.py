@@ -124,8 +124,14 @@ def _assign(text: str, assignment: str, file: str) -> str:
             where = f"{file}: {place.strip('.') or 'the top'}"
             remedy = nearest(name, children) if children else "it is a single value"
             raise ParamsError(f"--set {assignment}: {where}: there is no {name!r}; {remedy}")
-        node = children[name]
         place += f".{name}"
+        begin, child = children[name]
+        if child.start_mark.index < begin:
+            raise ParamsError(
+                f"--set {assignment}: {file}: {place.strip('.')} is an alias, and its value is "
+                "another key's too; set that one, or edit the file"
+            )
+        node = child
     return text[: node.start_mark.index] + value.strip() + text[_end(text, node) :]
 
 
@@ -133,17 +139,33 @@ def _load(text: str) -> object:
     return YAML(typ="safe").load(text)
 
 
-def _children(node: Node) -> dict[str, Node]:
+def _children(node: Node) -> dict[str, tuple[int, Node]]:
+    """Return where each child's key begins, or the list that it is in, and the child.
+
+    A child that begins before that stands elsewhere, and only its alias is here.
+    """
     if isinstance(node, MappingNode):
-        return {str(key.value): value for key, value in node.value}
+        return {str(key.value): (key.start_mark.index, value) for key, value in node.value}
     if isinstance(node, SequenceNode):
-        return {str(position): value for position, value in enumerate(node.value)}
+        return {str(place): (node.start_mark.index, item) for place, item in enumerate(node.value)}
     return {}
 
 
 def _end(text: str, node: Node) -> int:
     """Return where a node's text ends: a block ends with its last value, not with its comments."""
+    whole = node
     while isinstance(node, MappingNode | SequenceNode) and not node.flow_style and node.value:
-        last = node.value[-1]
-        node = last[1] if isinstance(last, tuple) else last
+        begin, child = [*_children(node).values()][-1]
+        if child.start_mark.index < begin:
+            return _end_of_alias(text[: whole.end_mark.index])
+        node = child
     return len(text[: node.end_mark.index].rstrip())
+
+
+def _end_of_alias(text: str) -> int:
+    """Return where the alias ends with which a text ends, but for blanks and comments."""
+    lines = text.splitlines(keepends=True)
+    while lines and (not lines[-1].strip() or lines[-1].lstrip().startswith("#")):
+        lines.pop()
+    line, _, _ = lines[-1].partition(" #")
+    return len("".join(lines[:-1])) + len(line.rstrip())

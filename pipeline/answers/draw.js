@@ -9,6 +9,7 @@ const STROKE = 20; // of 280: MNIST's strokes are two of 28 pixels wide
 const STEP = 8;
 const WAIT_MS = 120;
 
+let drawn = false;
 let last = null; // where the pen is on the paper, while it is down
 let cursor = { x: paper.width / 2, y: paper.height / 2, down: false };
 let timer = 0;
@@ -17,7 +18,7 @@ let newest = 0; // answers to older drawings are dropped
 function clear() {
   pen.fillStyle = "#fff";
   pen.fillRect(0, 0, paper.width, paper.height);
-  cursor.down = false;
+  cursor.down = drawn = false;
   newest += 1;
   clearTimeout(timer);
   message.textContent = "";
@@ -29,6 +30,7 @@ function clear() {
 }
 
 function line(from, to) {
+  drawn = true;
   pen.strokeStyle = "#111";
   pen.lineWidth = STROKE;
   pen.lineCap = pen.lineJoin = "round";
@@ -48,7 +50,7 @@ function place(event) {
 
 function later() {
   clearTimeout(timer);
-  timer = setTimeout(() => paper.toBlob(send, "image/png"), WAIT_MS);
+  timer = setTimeout(() => { if (drawn) paper.toBlob(send, "image/png"); }, WAIT_MS);
 }
 
 async function send(picture) {

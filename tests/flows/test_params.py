@@ -19,6 +19,25 @@ train:        # a comment
 """
 
 
+ALIASES = """\
+common: &common
+  rate: 0.1
+rows:
+  first:
+    drop: &drop {rate: 0.5}
+    layers:
+      - *drop
+      - *drop  # the last one
+
+# a note
+after: 1
+one:
+  train: *common
+  # its end
+last: *common
+"""
+
+
 @pytest.fixture
 def params(tmp_path: Path) -> Path:
     path = tmp_path / "params.yaml"
@@ -44,6 +63,39 @@ def test_one_value_changes_and_nothing_else(
     changed = params.read_text()
     assert changed == TEXT.replace(old, new)
     assert YAML(typ="safe").load(changed) != YAML(typ="safe").load(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "old"),
+    [
+        ("rows.first.layers=[]", "\n      - *drop\n      - *drop"),
+        ("rows={}", None),
+        ("one={train: 2}", "\n  train: *common"),
+        ("common.rate=0.2", "0.1"),
+    ],
+)
+def test_a_block_may_end_with_an_alias(tmp_path: Path, assignment: str, old: str | None) -> None:
+    """A block whose last value is an alias is replaced as a whole, and nothing after it."""
+    path = tmp_path / "params.yaml"
+    path.write_text(ALIASES)
+    set_params(tmp_path, [assignment], None, {})
+    content = YAML(typ="safe").load(path.read_text())
+    assert content["after"] == 1
+    assert "# a note\nafter: 1\n" in path.read_text()
+    if old is not None:
+        head, _, tail = ALIASES.partition(old)
+        assert path.read_text().startswith(head.rstrip())
+        assert path.read_text().endswith(tail)
+
+
+@pytest.mark.parametrize("key", ["one.train.rate", "last", "rows.first.layers.1.rate"])
+def test_an_alias_is_not_set(tmp_path: Path, key: str) -> None:
+    """What is an alias is refused: setting it would change another key as well."""
+    path = tmp_path / "params.yaml"
+    path.write_text(ALIASES)
+    with pytest.raises(ParamsError, match="is an alias, and its value is another key's too"):
+        set_params(tmp_path, [f"{key}=9"], None, {})
+    assert path.read_text() == ALIASES
 
 
 def test_the_projects_own_params_keep_every_line(tmp_path: Path) -> None:
