@@ -45,7 +45,7 @@ GREEN = (33, 157, 75)  # of a completed task in Prefect's page
 
 def small(params: Any) -> None:
     """Run two small variants on the digits."""
-    params["run"] = {"datasets": ["digits"], "variants": ["plain", "small"]}
+    params["run"].update(datasets=["digits"], variants=["plain", "small"])
     params["datasets"]["digits"]["train"] = {"samples": 640, "epochs": 1}
     params["profile"].update(chunk_sizes=[1, 32], training_steps=2)
     params["variants"].update(plain=small_variant(), small=small_variant())
