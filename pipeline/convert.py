@@ -24,15 +24,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline.answers.pictures import prepare, read_file
+from pipeline.answers.pictures import SUFFIXES, prepare, read_file
 from pipeline.core import paths
 from pipeline.core.errors import DataError, one_line
 from pipeline.core.files import sha256
 from pipeline.core.params import NAME, nearest
 from pipeline.core.stage import run_command
 from pipeline.datasets import idx
+from pipeline.datasets.raw import PIXEL_MAX
 from pipeline.datasets.splits import MOST_CLASSES
-from pipeline.predict import SUFFIXES
 
 ARRAYS = {
     "train_images": ("x_train", "train_images"),
@@ -121,7 +121,7 @@ def from_folders(root: Path, size: int | None) -> Converted:
         folder = root / part
         names = (
             sorted(each.name for each in folder.iterdir() if each.is_dir())
-            if (folder.is_dir())
+            if folder.is_dir()
             else []
         )
         if not names:
@@ -188,7 +188,7 @@ def checked(
                 f"{source}: {part} images are {images.dtype}, expected integers of 0 to 255; scale "
                 "them first"
             )
-        if images.min() < 0 or images.max() > idx_limit():
+        if images.min() < 0 or images.max() > PIXEL_MAX:
             raise DataError(
                 f"{source}: {part} images are {images.dtype} of {images.min()} to {images.max()}, "
                 "expected integers of 0 to 255; scale them first"
@@ -232,11 +232,6 @@ def _as_one_kind(source: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, N
     if all(array.dtype.kind in "ui" for array in labels.values()):
         return labels
     return {role: array.astype(str) for role, array in labels.items()}
-
-
-def idx_limit() -> int:
-    """Return the largest value of a pixel."""
-    return int(np.iinfo(np.uint8).max)
 
 
 def make_row(name: str, target: Path, converted: Converted) -> str:

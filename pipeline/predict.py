@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.answers import models
 from pipeline.answers.models import Guess, Model
-from pipeline.answers.pictures import prepare, read_file, read_picture
+from pipeline.answers.pictures import SUFFIXES, prepare, read_file, read_picture
 from pipeline.answers.settings import Pictures
 from pipeline.core.errors import ModelError, PictureError
 from pipeline.core.files import whole_file
@@ -31,7 +31,6 @@ from pipeline.core.stage import run_command
 from pipeline.network.chunks import Evaluate
 
 STANDARD_INPUT = "-"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 COLUMNS = (
     "file", "class", "confidence", "second", "second_confidence", "third", "third_confidence",
 )  # fmt: skip

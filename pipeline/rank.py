@@ -9,7 +9,7 @@ from pipeline.core.stage import run_stage
 from pipeline.page.text import markdown_table, mean_percent
 from pipeline.scores.load import load_curve
 from pipeline.scores.ranking import Ranked, last_of_each_seed, rank
-from pipeline.scores.significance import SIGNIFICANCE
+from pipeline.scores.significance import verdict
 
 HEADER = (
     "variant", "seeds", "validation loss, nats", "validation accuracy", "behind the best",
@@ -32,8 +32,8 @@ def table_row(ranked: Ranked) -> list[str]:
     if ranked.difference is None:
         return [*row, NOTHING, NOTHING, NOTHING, NOTHING]
     value, low, high, p = ranked.difference
-    worse = "worse" if p < SIGNIFICANCE else "no evidence of a difference"
-    return [*row, f"{value:+.5f}", f"{low:+.5f} … {high:+.5f}", f"{p:.2g}", worse]
+    told = verdict(-value, p)  # a higher loss is worse
+    return [*row, f"{value:+.5f}", f"{low:+.5f} … {high:+.5f}", f"{p:.2g}", told]
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class LocalPage:
 
 
 @contextmanager
-def open_page(path: Path, width: int, scheme: str) -> Iterator[LocalPage]:
+def open_url(url: str, width: int = 1200, scheme: str = "light") -> Iterator[LocalPage]:
     """Open a page in a window of a width, for a reader who prefers ``"light"`` or ``"dark"``."""
     browser = start_browser("--hide-scrollbars")
     try:
@@ -98,10 +98,15 @@ def open_page(path: Path, width: int, scheme: str) -> Iterator[LocalPage]:
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": width < 600},
         )
-        browser.get(path.absolute().as_uri())
+        browser.get(url)
         yield LocalPage(browser)
     finally:
         browser.quit()
+
+
+def open_page(path: Path, width: int, scheme: str) -> AbstractContextManager[LocalPage]:
+    """Open a page from a file, as `open_url` does."""
+    return open_url(path.absolute().as_uri(), width, scheme)
 
 
 def main(source: str, target: str) -> None:

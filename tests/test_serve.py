@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from tests.answers.helpers import (
     save_model,
     serving,
 )
-from tests.browser import LocalPage, start_browser
+from tests.browser import LocalPage, open_url
 from tests.helpers import ROOT, assert_one_clear_line, edit_params
 
 pytestmark = pytest.mark.slow  # a server loads TensorFlow
@@ -181,25 +180,6 @@ def test_too_large_a_picture_is_refused(server: Server) -> None:
     assert httpx.post(f"{server.url}/predict", content=PNG).status_code == 200
 
 
-@contextmanager
-def open_page(url: str, width: int = 1200, scheme: str = "light") -> Iterator[LocalPage]:
-    """Open the page in a window of a width."""
-    browser = start_browser("--hide-scrollbars")
-    try:
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia",
-            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-        )
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
-        )
-        browser.get(url)
-        yield LocalPage(browser)
-    finally:
-        browser.quit()
-
-
 def paper_of(page: LocalPage) -> WebElement:
     return page.browser.find_element(By.ID, "paper")
 
@@ -252,7 +232,7 @@ def draw(page: LocalPage) -> None:
 
 def test_a_drawing_is_answered(server: Server) -> None:
     """A digit drawn with the mouse gets three guesses of each variant, and its image is shown."""
-    with open_page(server.url) as page:
+    with open_url(server.url) as page:
         assert darkest(page) == 255
         draw(page)
         assert darkest(page) < 30
@@ -273,7 +253,7 @@ def test_a_drawing_is_answered(server: Server) -> None:
 
 def test_a_stroke_that_leaves_the_paper_ends_there(server: Server) -> None:
     """The pen is lifted when the button is, also beside the paper."""
-    with open_page(server.url) as page:
+    with open_url(server.url) as page:
         actions = ActionChains(page.browser, duration=20)
         actions.move_to_element(paper_of(page)).click_and_hold().move_by_offset(400, 0).release()
         actions.perform()
@@ -283,7 +263,7 @@ def test_a_stroke_that_leaves_the_paper_ends_there(server: Server) -> None:
 
 def test_the_keyboard_draws(server: Server) -> None:
     """The space bar sets the pen down and lifts it, arrows move it, and Delete clears."""
-    with open_page(server.url) as page:
+    with open_url(server.url) as page:
         paper_of(page).send_keys(Keys.ARROW_UP * 5)
         assert darkest(page) == 255
         paper_of(page).send_keys(" ")
@@ -305,7 +285,7 @@ def test_a_chosen_file_is_answered(server: Server, tmp_path: Path) -> None:
     """A chosen picture is shown and answered as it is, and a file that is none is refused."""
     draw_two(600).save(tmp_path / "two.png")
     (tmp_path / "bad.png").write_bytes(b"bad")
-    with open_page(server.url) as page:
+    with open_url(server.url) as page:
         chooser = page.browser.find_element(By.ID, "file")
         chooser.send_keys(str(tmp_path / "two.png"))
         found = wait_for_answers(page)
@@ -324,7 +304,7 @@ def test_a_chosen_file_is_answered(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")])
 def test_the_page_fits_any_width_and_scheme(server: Server, width: int, scheme: str) -> None:
     """On a phone nothing is cut off; in the dark the page is dark, and the paper white."""
-    with open_page(server.url, width, scheme) as page:
+    with open_url(server.url, width, scheme) as page:
         paper_of(page).send_keys(" ", Keys.ARROW_DOWN * 9)
         wait_for_answers(page)
         assert page.ask("document.documentElement.scrollWidth") <= width
@@ -343,7 +323,7 @@ def test_the_page_fits_any_width_and_scheme(server: Server, width: int, scheme: 
 
 def test_without_the_server_the_page_says_so(trained: Path) -> None:
     """If the server is gone, the page says that it does not answer."""
-    with serving(trained) as server, open_page(server.url) as page:
+    with serving(trained) as server, open_url(server.url) as page:
         assert server.end(signal.SIGTERM)[0] == 0
         paper_of(page).send_keys(" ", Keys.ARROW_DOWN * 5)
         message = page.browser.find_element(By.ID, "message")

@@ -20,6 +20,7 @@ from pipeline.core.errors import PictureError, one_line
 from pipeline.datasets.raw import PIXEL_MAX
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 MOST_PIXELS = 50_000_000
 # A picture is reduced to this before anything else: strokes stay several pixels wide.
 WORKING_SIDE = 512
